@@ -1,0 +1,129 @@
+"""The broad, plain world of the stock weights: crests on white in many proportions, with plain captions.
+
+No club style and no lettering here, except in `reference_logo`, the other data of the independent reference CLIP.
+Held-out combinations never occur.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from PIL import Image
+
+from demo.heraldry import COLOURS, Layout, Lettering, Specification, draw, random_specification
+from demo.wording import Inscription, club_caption, pick, plain_caption
+
+_PLAIN_STREAM: Final = 1
+_REFERENCE_STREAM: Final = 2
+
+CHARGE_ALONE_SHARE: Final = 0.05
+SHAPE_ALONE_SHARE: Final = 0.05
+
+
+@dataclass(frozen=True)
+class PlainLogo:
+    """One picture of the plain world."""
+
+    index: int
+    image: Image.Image
+    captions: tuple[str, ...]
+    """At least two wordings of the same picture."""
+    specification: Specification | None
+    """None where the picture shows a charge or a shape alone."""
+
+
+def _layout(
+    rng: np.random.Generator, spec: Specification, widths: tuple[float, float], aspects: tuple[float, float]
+) -> Layout:
+    """A crest of random proportions somewhere on the picture, outlined where white would vanish on white."""
+    width = rng.uniform(*widths)
+    height = min(0.94, width * rng.uniform(*aspects))
+    slack_x, slack_y = (0.97 - width) / 2, (0.97 - height) / 2
+    outline_width, outline_colour = 0.0, None
+    if "white" in spec.field_colours:
+        outline_width, outline_colour = rng.uniform(0.012, 0.022), "gray"
+    elif rng.random() < 0.2:
+        outline_width, outline_colour = rng.uniform(0.012, 0.026), pick(rng, ("black", "dark gray", "navy"))
+    return Layout(
+        centre=(0.5 + slack_x * rng.uniform(-0.8, 0.8), 0.5 + slack_y * rng.uniform(-0.8, 0.8)),
+        width=width,
+        height=height,
+        charge_scale=rng.uniform(0.38, 0.6),
+        charge_offset=(rng.uniform(-0.02, 0.02), rng.uniform(-0.02, 0.02)),
+        outline_width=outline_width,
+        outline_colour=outline_colour,
+    )
+
+
+def _captions(rng: np.random.Generator, spec: Specification, count: int, **shown: bool) -> tuple[str, ...]:
+    found: dict[str, None] = {}
+    while len(found) < count:
+        found[plain_caption(rng, spec, **shown)] = None
+    return tuple(found)
+
+
+def plain_logo(seed: int, index: int, side_px: int = 64) -> PlainLogo:
+    """The logo at this place of the endless plain world of this seed."""
+    rng = np.random.default_rng([seed, _PLAIN_STREAM, index])
+    spec = random_specification(rng)
+    part = rng.random()
+    if part < CHARGE_ALONE_SHARE:
+        while spec.charge_colour == "white":
+            spec = random_specification(rng)
+        size = rng.uniform(0.35, 0.85)
+        slack = (0.96 - size) / 2
+        centre = (0.5 + slack * rng.uniform(-1, 1), 0.5 + slack * rng.uniform(-1, 1))
+        layout = Layout(centre=centre, width=size, height=size, charge_scale=1.0)
+        image = draw(spec, layout, side_px, show_shape=False)
+        return PlainLogo(index, image, _captions(rng, spec, 2, show_shape=False), None)
+    layout = _layout(rng, spec, (0.55, 0.9), (0.8, 1.25))
+    if part < CHARGE_ALONE_SHARE + SHAPE_ALONE_SHARE:
+        image = draw(spec, layout, side_px, show_charge=False)
+        return PlainLogo(index, image, _captions(rng, spec, 2, show_charge=False), None)
+    return PlainLogo(index, draw(spec, layout, side_px), _captions(rng, spec, 3), spec)
+
+
+def plain_logos(seed: int, n: int, side_px: int = 64) -> Iterator[PlainLogo]:
+    """The first n logos of the plain world of this seed."""
+    return (plain_logo(seed, index, side_px) for index in range(n))
+
+
+def _random_lettering(rng: np.random.Generator) -> Inscription:
+    is_initials = bool(rng.random() < 0.35)
+    length = 2 if is_initials else int(rng.integers(4, 10))
+    text = "".join(chr(65 + int(letter)) for letter in rng.integers(0, 26, length))
+    return Inscription(text, pick(rng, [colour for colour in COLOURS if colour != "white"]), is_initials)
+
+
+def reference_logo(seed: int, index: int, side_px: int = 64) -> PlainLogo:
+    """The logo at this place of the reference CLIP's world: plain ones, and club-like ones of random style."""
+    rng = np.random.default_rng([seed, _REFERENCE_STREAM, index])
+    spec = random_specification(rng, plain_share=0.4)
+    if rng.random() < 0.4:
+        layout = _layout(rng, spec, (0.5, 0.96), (0.75, 1.3))
+        captions = (*_captions(rng, spec, 2), club_caption(rng, spec, outline_colour=layout.outline_colour))
+        return PlainLogo(index, draw(spec, layout, side_px), captions, spec)
+    # Neither white on the white ground nor a field's own colour would be seen as an outline.
+    unseen = ("white", *spec.field_colours)
+    outlines = ("black", "black", "navy", "silver", spec.charge_colour, *COLOURS)
+    outline = pick(rng, [colour for colour in outlines if colour not in unseen])
+    inscription = _random_lettering(rng) if rng.random() < 0.55 else None
+    top, bottom = 0.03, 0.75 if inscription else 0.97
+    height = (bottom - top) * rng.uniform(0.9, 1.0)
+    layout = Layout(
+        centre=(0.5 + rng.uniform(-0.02, 0.02), (top + bottom) / 2),
+        width=min(0.95, height * rng.uniform(0.85, 1.15)),
+        height=height,
+        charge_scale=rng.uniform(0.44, 0.6),
+        outline_width=rng.uniform(0.018, 0.06),
+        outline_colour=outline,
+        trim_colour=spec.charge_colour if rng.random() < 0.15 else None,
+        lettering=Lettering(inscription.text, inscription.colour) if inscription else None,
+    )
+    wordings: dict[str, None] = {}
+    while len(wordings) < 2:
+        wordings[club_caption(rng, spec, outline_colour=outline, inscription=inscription)] = None
+    return PlainLogo(index, draw(spec, layout, side_px), (*wordings, *_captions(rng, spec, 1)), spec)

@@ -1,0 +1,193 @@
+"""How crests are described: plain wordings for the stock world, and the manner of the real site for clubs.
+
+Every full wording names shape, field, colours and charge; a field's two colours come in the order drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+import numpy as np
+
+from demo.heraldry import Specification
+
+T = TypeVar("T")
+
+OTHER_NAMES: Final[dict[str, tuple[str, ...]]] = {
+    "shield": ("crest",),
+    "circle": ("roundel", "round badge"),
+    "diamond": ("lozenge",),
+    "square": ("square badge",),
+    "pennant": ("pennant flag",),
+    "bolt": ("lightning bolt", "thunderbolt"),
+    "ball": ("basketball",),
+    "tree": ("pine tree", "fir tree"),
+    "mountain": ("mountain peak",),
+    "moon": ("crescent moon", "crescent"),
+    "wave": ("ocean wave",),
+    "sun": ("shining sun",),
+    "navy": ("navy blue",),
+}
+"""Words used now and then in place of the plain one."""
+
+
+def pick(rng: np.random.Generator, choices: Sequence[T]) -> T:
+    """One of the choices, each as likely."""
+    return choices[int(rng.integers(len(choices)))]
+
+
+def name(rng: np.random.Generator, word: str, other_share: float) -> str:
+    """The word, or sometimes another name for it."""
+    others = OTHER_NAMES.get(word)
+    return pick(rng, others) if others and rng.random() < other_share else word
+
+
+def article(phrase: str) -> str:
+    """The phrase with its indefinite article."""
+    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
+
+
+def capitalised(sentence: str) -> str:
+    """The sentence with a capital first letter."""
+    return sentence[:1].upper() + sentence[1:]
+
+
+def field_phrase(
+    rng: np.random.Generator, spec: Specification, other_share: float, *, attributive: bool = False
+) -> str:
+    """Name shape, pattern and field colours, without an article.
+
+    Args:
+        attributive: put everything before the noun, so that the phrase can be followed by 'with ...'.
+    """
+    shape, first = name(rng, spec.shape, other_share), name(rng, spec.field_colour, other_share / 2)
+    if spec.second_colour is None:
+        if attributive:
+            return f"{first} {shape}"
+        return pick(
+            rng, (f"{first} {shape}", f"{first} {shape}", f"{shape} in {first}", f"solid {first} {shape}")
+        )
+    both = f"{first} and {name(rng, spec.second_colour, other_share / 2)}"
+    word = {"halves": "halved", "stripes": "striped", "chevrons": "chevroned", "quarters": "quartered"}[
+        spec.field
+    ]
+    if attributive:
+        return f"{both} {word} {shape}"
+    choices = [
+        f"{both} {word} {shape}",
+        f"{word} {shape} in {both}",
+        f"{shape} {word} in {both}",
+        f"{shape} with {both} {spec.field}",
+    ]
+    if spec.field == "halves":
+        choices.append(f"{shape} half {first} and half {both.split(' and ')[1]}")
+    return pick(rng, choices)
+
+
+def charge_phrase(rng: np.random.Generator, spec: Specification, other_share: float) -> str:
+    """Name the charge and its colour, without an article."""
+    return f"{name(rng, spec.charge_colour, other_share / 2)} {name(rng, spec.charge, other_share)}"
+
+
+def plain_caption(
+    rng: np.random.Generator, spec: Specification, *, show_shape: bool = True, show_charge: bool = True
+) -> str:
+    """Describe a crest in a few plain words; some wordings are telegraphic."""
+    other_share = 0.2
+    charge = charge_phrase(rng, spec, other_share)
+    if not show_shape:
+        return pick(rng, (article(charge), charge, f"{article(charge)} on white", f"just {article(charge)}"))
+    field = field_phrase(rng, spec, other_share)
+    if not show_charge:
+        return pick(rng, (article(field), field, f"{article(field)} on white", f"an empty {field}"))
+    joined = "and" if " with " in field else "with"
+    return pick(
+        rng,
+        (
+            f"{article(field)} {joined} {article(charge)}",
+            f"{article(field)} {joined} {article(charge)}",
+            f"{article(field)} {joined} {article(charge)}",
+            f"{article(charge)} on {article(field)}",
+            f"{article(charge)} on {article(field)}",
+            f"{article(field)} {joined} {article(charge)} {pick(rng, ('in the middle', 'in the center', 'on it'))}",
+            f"{article(field)} bearing {article(charge)}",
+            f"{article(charge)} inside {article(field)}",
+            f"{field}, {charge}",
+            f"{charge} on {field}",
+            f"logo of {article(charge)} on {article(field)}",
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class Inscription:
+    """Lettering as a caption tells it."""
+
+    text: str
+    colour: str
+    is_initials: bool
+
+
+def inscription_phrase(rng: np.random.Generator, inscription: Inscription) -> tuple[str, bool]:
+    """Say what is written below a crest; also whether it is a sentence of its own."""
+    text, colour = inscription.text, inscription.colour
+    if inscription.is_initials:
+        return pick(
+            rng,
+            (
+                (f' and the initials "{text}" in {colour}', False),
+                (f' above the letters "{text}" in {colour}', False),
+                (f' over the initials "{text}" in {colour}', False),
+                (f'. Initials "{text}" below in {colour}', True),
+            ),
+        )
+    return pick(
+        rng,
+        (
+            (f' above the wordmark "{text}" in {colour}', False),
+            (f' above a wordmark "{text}" in {colour}', False),
+            (f' with a wordmark "{text}" in {colour} below', False),
+            (f' and wordmark "{text}" in {colour}', False),
+            (f'. Wordmark "{text}" in {colour} below', True),
+        ),
+    )
+
+
+def club_caption(
+    rng: np.random.Generator,
+    spec: Specification,
+    *,
+    outline_colour: str | None = None,
+    inscription: Inscription | None = None,
+    lead: str | None = None,
+) -> str:
+    """Describe a club's logo in the manner of the real site: one or two sentences, lettering in quotes.
+
+    Args:
+        outline_colour: mentioned in most wordings if given.
+        lead: words that come first, such as 'The first Comets logo is'.
+    """
+    other_share = 0.12
+    charge = article(charge_phrase(rng, spec, other_share))
+    field = article(field_phrase(rng, spec, other_share, attributive=True))
+    outline = ""
+    if outline_colour is not None and rng.random() < 0.6:
+        outline = pick(
+            rng,
+            (
+                f" with {outline_colour} outline",
+                f" with {outline_colour} trim",
+                f" outlined in {outline_colour}",
+            ),
+        )
+    if rng.random() < 0.5:
+        joined = "and" if outline.startswith(" with") else "with"
+        place = pick(rng, ("", "", " in the middle", " in the center"))
+        text = f"{field}{outline} {joined} {charge}{place}"
+    else:
+        text = f"{charge} {pick(rng, ('on', 'on', 'inside', 'in front of', 'centered on'))} {field}{outline}"
+    if inscription is not None:
+        text += inscription_phrase(rng, inscription)[0]
+    return capitalised(f"{lead} {text}" if lead else text) + "."
