@@ -1,0 +1,99 @@
+"""Decode pictures and bring them to a model's shape: alpha flattened, padded square, antialiased.
+
+Refuses to crop: a 4:1 wordmark keeps both ends. Float images are (C, H, W) in [0, 1] at this border.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from crest.errors import DataError
+
+Image.MAX_IMAGE_PIXELS = 64_000_000  # a decompression bomb is refused, not decoded
+WHITE = (255, 255, 255)
+
+
+def decode(content: bytes, where: str) -> Image.Image:
+    """Decode a whole picture, keeping its alpha.
+
+    Args:
+        content: bytes of a PNG, JPEG, WebP or GIF file.
+        where: what to name in an error.
+    Raises:
+        DataError: not a picture, truncated, or larger than 64 megapixels.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as picture:
+            picture.load()
+            mode = "RGBA" if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info else "RGB"
+            return picture.convert(mode)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{where}: is not a whole picture ({error}); fetch it again or remove it.") from None
+
+
+def read_image(path: Path) -> Image.Image:
+    """Decode the picture at `path`, keeping its alpha."""
+    try:
+        return decode(path.read_bytes(), str(path))
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such picture; check the path.") from None
+
+
+def flatten(picture: Image.Image, background: tuple[int, int, int] = WHITE) -> Image.Image:
+    """Composite a picture on a flat background: a black logo on nothing stays black on white, not all black."""
+    if picture.mode != "RGBA":
+        return picture.convert("RGB")
+    canvas = Image.new("RGBA", picture.size, (*background, 255))
+    return Image.alpha_composite(canvas, picture).convert("RGB")
+
+
+def pad_square(picture: Image.Image, background: tuple[int, int, int] = WHITE) -> Image.Image:
+    """Centre an RGB picture on a square of its longer side."""
+    side_px = max(picture.size)
+    if picture.size == (side_px, side_px):
+        return picture
+    canvas = Image.new("RGB", (side_px, side_px), background)
+    canvas.paste(picture, ((side_px - picture.width) // 2, (side_px - picture.height) // 2))
+    return canvas
+
+
+def square(picture: Image.Image, side_px: int, background: tuple[int, int, int] = WHITE) -> Image.Image:
+    """Flatten, pad to a square and resize with antialiasing to (side_px, side_px)."""
+    padded = pad_square(flatten(picture, background), background)
+    if padded.size == (side_px, side_px):
+        return padded
+    return padded.resize((side_px, side_px), Image.Resampling.LANCZOS if padded.width > side_px else Image.Resampling.BICUBIC)
+
+
+def to_array(picture: Image.Image) -> NDArray[np.uint8]:
+    """An RGB picture as uint8 (3, H, W)."""
+    return np.ascontiguousarray(np.asarray(picture.convert("RGB"), dtype=np.uint8).transpose(2, 0, 1))
+
+
+def to_float(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """uint8 pixels as float32 in [0, 1], same shape."""
+    return pixels.astype(np.float32) / 255.0
+
+
+def from_float(pixels: NDArray[np.float32]) -> Image.Image:
+    """A float image (3, H, W) in [0, 1] as a PIL picture; values outside are clipped."""
+    clipped = (np.clip(pixels, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(clipped.transpose(1, 2, 0)))
+
+
+def grid(pictures: NDArray[np.float32], columns: int, gap_px: int = 2) -> NDArray[np.float32]:
+    """Lay pictures (N, 3, H, W) in [0, 1] out as one (3, H', W') on white, row by row."""
+    count, _, height, width = pictures.shape
+    columns = max(1, min(columns, count))
+    rows = -(-count // columns)
+    sheet = np.ones((3, rows * (height + gap_px) + gap_px, columns * (width + gap_px) + gap_px), dtype=np.float32)
+    for index in range(count):
+        top = gap_px + (index // columns) * (height + gap_px)
+        left = gap_px + (index % columns) * (width + gap_px)
+        sheet[:, top : top + height, left : left + width] = pictures[index]
+    return sheet

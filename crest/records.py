@@ -1,0 +1,220 @@
+"""What crosses a border between rooms: records, captions, manifests, embedding shards.
+
+Rooms meet only through these files. Every writer goes to a `.part` name and renames; a folder's manifest.json is
+written last, so that its presence means done.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from crest.errors import DataError
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One picture that a source gave, with all that the source said about it.
+
+    `id` is the hash of the image bytes: the only join key between rooms, never a position.
+    """
+
+    id: str
+    image: str
+    """path of the original bytes, relative to the data folder"""
+    source: str
+    """name of the site or folder that it came from"""
+    caption: str | None
+    """the source's own words; None when it has none"""
+    group: str
+    """what must not be split over train and test (a club with all its eras)"""
+    page_url: str = ""
+    image_url: str = ""
+    title: str = ""
+    kind: str = ""
+    """primary, alternate or wordmark, where the source tells"""
+    years: str = ""
+    licence: str = ""
+    width_px: int = 0
+    height_px: int = 0
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One description of one picture."""
+
+    id: str
+    text: str
+    origin: str
+    """"source" (its own words) or "model" (the captioner's)"""
+    model: str = ""
+    """hash of the captioner's weights when origin is "model" """
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a finished folder holds and what it was made from."""
+
+    kind: str
+    """"records", "captions", "shards", "embeddings", "weights", "samples", ..."""
+    hash: str
+    """over all content, so that another folder can name it as its parent"""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    """named reason -> how many items went no further"""
+    parents: Mapping[str, str] = field(default_factory=dict)
+    """what it was made from: name -> hash"""
+    files: Mapping[str, int] = field(default_factory=dict)
+    """file name -> size in bytes, relative to the folder"""
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+def content_id(content: bytes) -> str:
+    """The id of a picture: the first 16 hex digits of the SHA-256 of its bytes."""
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def hash_of(*parts: Any) -> str:
+    """A stable hash of JSON-able values: the first 16 hex digits of the SHA-256 of their canonical JSON."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, 64 hex digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: `.part`, flush to disk, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, indented, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
+    """Write one JSON object a line, whole or not at all; returns how many."""
+    lines = [json.dumps(dict(row), ensure_ascii=False) for row in rows]
+    write_text(path, "".join(line + "\n" for line in lines))
+    return len(lines)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        DataError: the file is missing or broken.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such file; run the step that writes it first.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: is not JSON ({error}); run the step that writes it again.") from None
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a JSON-lines file, naming the line that is broken."""
+    try:
+        stream = path.open(encoding="utf-8")
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such file; run the step that writes it first.") from None
+    with stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{path}:{number}: is not JSON ({error}); mend or remove that line.") from None
+            if not isinstance(value, dict):
+                raise DataError(f"{path}:{number}: holds a {type(value).__name__}, expected an object.")
+            yield value
+
+
+def write_records(path: Path, records: Iterable[Record]) -> int:
+    """Write records.jsonl."""
+    return write_jsonl(path, (dataclasses.asdict(record) for record in records))
+
+
+def read_records(path: Path) -> list[Record]:
+    """Read records.jsonl."""
+    return [_typed(Record, row, path) for row in read_jsonl(path)]
+
+
+def write_captions(path: Path, captions: Iterable[Caption]) -> int:
+    """Write captions.jsonl."""
+    return write_jsonl(path, (dataclasses.asdict(caption) for caption in captions))
+
+
+def read_captions(path: Path) -> list[Caption]:
+    """Read captions.jsonl."""
+    return [_typed(Caption, row, path) for row in read_jsonl(path)]
+
+
+def _typed(kind: Any, row: dict[str, Any], path: Path) -> Any:
+    try:
+        return kind(**row)
+    except TypeError as error:
+        raise DataError(f"{path}: a line is no {kind.__name__} ({error}); run the step that writes it again.") from None
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write manifest.json: the last act of a step."""
+    write_json(folder / "manifest.json", dataclasses.asdict(manifest))
+
+
+def read_manifest(folder: Path, kind: str, made_by: str) -> Manifest:
+    """Read a folder's manifest.
+
+    Args:
+        kind: what the folder must hold.
+        made_by: the command that would make it, for the error.
+    Raises:
+        DataError: no manifest (not finished), or of another kind.
+    """
+    path = folder / "manifest.json"
+    if not path.exists():
+        state = "is not finished" if folder.exists() else "does not exist"
+        raise DataError(f"{folder}: {state} (no manifest.json); run {made_by} first.")
+    manifest: Manifest = _typed(Manifest, read_json(path), path)
+    if manifest.kind != kind:
+        raise DataError(f"{folder}: holds {manifest.kind}, expected {kind}; run {made_by} or name another folder.")
+    for name, size_bytes in manifest.files.items():
+        file = folder / name
+        found = file.stat().st_size if file.exists() else None
+        if found != size_bytes:
+            what = "is missing" if found is None else f"is {found} bytes"
+            raise DataError(f"{file}: {what}, expected {size_bytes} bytes (cut short?); run {made_by} again.")
+    return manifest
