@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 Point: TypeAlias = tuple[float, float]
 Polygon: TypeAlias = list[Point]
 Silhouette: TypeAlias = list[tuple[bool, Polygon]]
-"""Painted in order: True adds the polygon to the silhouette, False cuts it out. x right, y down, in [-1, 1]."""
+"""Painted in order: True adds the polygon, False cuts it out. x right, y down, in [-1, 1]."""
 
 
 def disc(x: float, y: float, radius: float, points: int = 40) -> Polygon:

@@ -1,7 +1,7 @@
 """The vocabulary of crests and their geometry: what can be specified, and how it is drawn.
 
-Everything is vector geometry in the unit square (x right, y down). A specification says what a crest shows; a layout
-says where it sits and how it is dressed. Nothing here knows clubs or captions.
+Everything is vector geometry in the unit square (x right, y down). A specification says what a crest shows; a
+layout says where it sits and how it is dressed. Nothing here knows clubs or captions.
 """
 
 from __future__ import annotations
@@ -87,6 +87,9 @@ class Layout:
     """Added to the charge's place, in units of the picture."""
     outline_width: float = 0.0
     outline_colour: str | None = None
+    rim_colour: str | None = None
+    """A thin line around the outline, for outlines of the ground's colour."""
+    rim_width: float = 0.012
     trim_colour: str | None = None
     """A thin line inside the outline."""
     trim_width: float = 0.016
@@ -224,7 +227,7 @@ def _font(size_px: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def draw_lettering(pen: ImageDraw.ImageDraw, lettering: Lettering, scale_px: int, fill: int | RGB) -> None:
-    """Write a line of text into its band as large as band and picture allow; `scale_px` is the unit's length."""
+    """Write a line of text as large as its band and the picture allow; `scale_px` is the unit's length."""
     height = (lettering.bottom - lettering.top) * scale_px
     font = _font(max(4, round(height * 1.3)))
     left, top, right, bottom = pen.textbbox((0, 0), lettering.text, font=font, anchor="ls")
@@ -258,6 +261,7 @@ def _paint(
     layout: Layout,
     inks: Mapping[int, int | RGB],
     trim: int | RGB | None,
+    rim: int | RGB | None,
 ) -> None:
     """Paint the regions of a crest on a square picture, each in its ink."""
     scale = image.width
@@ -273,7 +277,9 @@ def _paint(
     if shape is not None:
         body = _crest_polygon(shape, layout)
         if layout.outline_colour is not None:
-            fill(body, inks[OUTLINE])
+            fill(body, inks[OUTLINE] if rim is None else rim)
+            if rim is not None:
+                fill(inset(body, layout.rim_width), inks[OUTLINE])
             body = inset(body, layout.outline_width)
         if trim is not None:
             # The trim is a line of its own width, a line's width inside the outline.
@@ -330,6 +336,7 @@ def draw(
     if layout.lettering is not None:
         inks[IGNORE] = COLOUR_WORDS[layout.lettering.colour]
     trim = None if layout.trim_colour is None else COLOUR_WORDS[layout.trim_colour]
+    rim = None if layout.rim_colour is None else COLOUR_WORDS[layout.rim_colour]
     _paint(
         large,
         spec.shape if show_shape else None,
@@ -338,25 +345,40 @@ def draw(
         layout,
         inks,
         trim,
+        rim,
     )
     return large.reduce(factor)
 
 
-def label_map(shape: str, field: str, charge: str, layout: Layout, side_px: int) -> NDArray[np.uint8]:
-    """Which region each pixel belongs to, for the judge.
+def coverage_map(shape: str, field: str, charge: str, layout: Layout, side_px: int) -> NDArray[np.float32]:
+    """How much of each pixel each region covers.
 
     Returns:
-        labels (H, W): BACKGROUND, OUTLINE, FIELD_A, FIELD_B, CHARGE, or IGNORE for the trim and for the whole
-        band of the lettering.
+        coverage (6, H, W), summing to 1 over the labels; trim and rim count as IGNORE, lettering is left out.
     """
     factor = _supersampling(side_px)
     large = Image.new("L", (side_px * factor, side_px * factor), BACKGROUND)
     inks: dict[int, int | RGB] = {label: label for label in (OUTLINE, FIELD_A, FIELD_B, CHARGE)}
-    _paint(large, shape, field, charge, layout, inks, None if layout.trim_colour is None else IGNORE)
+    trim, rim = (None if colour is None else IGNORE for colour in (layout.trim_colour, layout.rim_colour))
+    _paint(large, shape, field, charge, layout, inks, trim, rim)
     fine = np.asarray(large).reshape(side_px, factor, side_px, factor)
-    coverage = np.stack([(fine == label).mean(axis=(1, 3)) for label in range(6)])
-    labels = coverage.argmax(axis=0).astype(np.uint8)
+    return np.stack([(fine == label).mean(axis=(1, 3), dtype=np.float32) for label in range(6)])
+
+
+def label_map(shape: str, field: str, charge: str, layout: Layout, side_px: int) -> NDArray[np.uint8]:
+    """Which region covers most of each pixel, for the judge.
+
+    Returns:
+        labels (H, W): BACKGROUND, OUTLINE, FIELD_A, FIELD_B, CHARGE, or IGNORE for trim and rim and for the
+        whole band of the lettering.
+    """
+    coverage = coverage_map(shape, field, charge, layout, side_px)
+    labels: NDArray[np.uint8] = coverage.argmax(axis=0).astype(np.uint8)
     if layout.lettering is not None:
-        top, bottom = int(layout.lettering.top * side_px), math.ceil(layout.lettering.bottom * side_px)
-        labels[top:bottom] = IGNORE
+        labels[band_rows(layout.lettering, side_px)] = IGNORE
     return labels
+
+
+def band_rows(lettering: Lettering, side_px: int) -> slice:
+    """The rows that lettering may touch."""
+    return slice(int(lettering.top * side_px), math.ceil(lettering.bottom * side_px))

@@ -1,7 +1,7 @@
 """The broad, plain world of the stock weights: crests on white in many proportions, with plain captions.
 
-No club style and no lettering here, except in `reference_logo`, the other data of the independent reference CLIP.
-Held-out combinations never occur.
+No club style and no lettering here, except in `reference_logo`, the other data of the independent reference
+CLIP. Held-out combinations never occur.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _random_lettering(rng: np.random.Generator) -> Inscription:
 
 
 def reference_logo(seed: int, index: int, side_px: int = 64) -> PlainLogo:
-    """The logo at this place of the reference CLIP's world: plain ones, and club-like ones of random style."""
+    """The logo at this place of the reference CLIP's world: plain ones, and club-like ones of any style."""
     rng = np.random.default_rng([seed, _REFERENCE_STREAM, index])
     spec = random_specification(rng, plain_share=0.4)
     if rng.random() < 0.4:

@@ -103,6 +103,7 @@ def plain_caption(
     if not show_charge:
         return pick(rng, (article(field), field, f"{article(field)} on white", f"an empty {field}"))
     joined = "and" if " with " in field else "with"
+    place = pick(rng, ("in the middle", "in the center", "on it"))
     return pick(
         rng,
         (
@@ -111,7 +112,7 @@ def plain_caption(
             f"{article(field)} {joined} {article(charge)}",
             f"{article(charge)} on {article(field)}",
             f"{article(charge)} on {article(field)}",
-            f"{article(field)} {joined} {article(charge)} {pick(rng, ('in the middle', 'in the center', 'on it'))}",
+            f"{article(field)} {joined} {article(charge)} {place}",
             f"{article(field)} bearing {article(charge)}",
             f"{article(charge)} inside {article(field)}",
             f"{field}, {charge}",
