@@ -37,7 +37,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$python; break; fi; \
 	done; \
 	if [ -z "$$found" ]; then \
-	  echo "$(PYTHON): is $$($(PYTHON) --version 2>&1), Crest needs Python 3.11 or newer;" \
+	  echo "$(PYTHON): is $$($(PYTHON) --version 2>/dev/null || echo not installed), Crest needs Python 3.11 or newer;" \
 	       "install one, then make PYTHON=/path/to/it" >&2; exit 1; \
 	fi; \
 	echo "installing PyTorch and what else Crest needs into $(VENV)/ (once: about 6 GB on disk, about two minutes) …"; \

@@ -14,7 +14,8 @@ from PIL import Image, UnidentifiedImageError
 
 from crest.errors import DataError
 
-Image.MAX_IMAGE_PIXELS = 64_000_000  # a decompression bomb is refused, not decoded
+MAX_PIXELS = 64_000_000  # a decompression bomb is refused, not decoded
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # Pillow only warns up to twice that, so decode() counts too
 WHITE = (255, 255, 255)
 
 
@@ -29,7 +30,11 @@ def decode(content: bytes, where: str) -> Image.Image:
     """
     try:
         with Image.open(io.BytesIO(content)) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise ValueError(f"{picture.width} x {picture.height} pixels, over {MAX_PIXELS:,}")
             picture.load()
+            if picture.mode.startswith("I"):  # 16-bit grey, of which convert() would make white
+                return Image.fromarray((np.asarray(picture) / 257 + 0.5).astype(np.uint8)).convert("RGB")
             mode = "RGBA" if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info else "RGB"
             return picture.convert(mode)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -45,7 +50,7 @@ def read_image(path: Path) -> Image.Image:
 
 
 def flatten(picture: Image.Image, background: tuple[int, int, int] = WHITE) -> Image.Image:
-    """Composite a picture on a flat background: a black logo on nothing stays black on white, not all black."""
+    """Composite a picture on a flat background: a black logo on nothing becomes black on white."""
     if picture.mode != "RGBA":
         return picture.convert("RGB")
     canvas = Image.new("RGBA", picture.size, (*background, 255))
@@ -67,7 +72,8 @@ def square(picture: Image.Image, side_px: int, background: tuple[int, int, int] 
     padded = pad_square(flatten(picture, background), background)
     if padded.size == (side_px, side_px):
         return padded
-    return padded.resize((side_px, side_px), Image.Resampling.LANCZOS if padded.width > side_px else Image.Resampling.BICUBIC)
+    resampling = Image.Resampling.LANCZOS if padded.width > side_px else Image.Resampling.BICUBIC
+    return padded.resize((side_px, side_px), resampling)
 
 
 def to_array(picture: Image.Image) -> NDArray[np.uint8]:
@@ -91,7 +97,8 @@ def grid(pictures: NDArray[np.float32], columns: int, gap_px: int = 2) -> NDArra
     count, _, height, width = pictures.shape
     columns = max(1, min(columns, count))
     rows = -(-count // columns)
-    sheet = np.ones((3, rows * (height + gap_px) + gap_px, columns * (width + gap_px) + gap_px), dtype=np.float32)
+    size = (rows * (height + gap_px) + gap_px, columns * (width + gap_px) + gap_px)
+    sheet = np.ones((3, *size), dtype=np.float32)
     for index in range(count):
         top = gap_px + (index // columns) * (height + gap_px)
         left = gap_px + (index % columns) * (width + gap_px)

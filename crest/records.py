@@ -1,7 +1,7 @@
 """What crosses a border between rooms: records, captions, manifests, embedding shards.
 
-Rooms meet only through these files. Every writer goes to a `.part` name and renames; a folder's manifest.json is
-written last, so that its presence means done.
+Rooms meet only through these files. Every writer goes to a `.part` name and renames; a folder's manifest.json
+is written last, so that its presence means done.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def read_json(path: Path) -> Any:
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the objects of a JSON-lines file, naming the line that is broken."""
     try:
-        stream = path.open(encoding="utf-8")
+        stream = path.open("rb")  # bytes, so that text that is no UTF-8 is refused on its own line
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file; run the step that writes it first.") from None
     with stream:
@@ -156,8 +156,10 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
                 continue
             try:
                 value = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}:{number}: is not JSON ({error}); mend or remove that line.") from None
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                raise DataError(
+                    f"{path}:{number}: is not JSON ({error}); mend or remove that line."
+                ) from None
             if not isinstance(value, dict):
                 raise DataError(f"{path}:{number}: holds a {type(value).__name__}, expected an object.")
             yield value
@@ -187,7 +189,9 @@ def _typed(kind: Any, row: dict[str, Any], path: Path) -> Any:
     try:
         return kind(**row)
     except TypeError as error:
-        raise DataError(f"{path}: a line is no {kind.__name__} ({error}); run the step that writes it again.") from None
+        raise DataError(
+            f"{path}: a line is no {kind.__name__} ({error}); run the step that writes it again."
+        ) from None
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -199,6 +203,7 @@ def read_manifest(folder: Path, kind: str, made_by: str) -> Manifest:
     """Read a folder's manifest.
 
     Args:
+        folder: what another step wrote.
         kind: what the folder must hold.
         made_by: the command that would make it, for the error.
     Raises:
@@ -210,7 +215,9 @@ def read_manifest(folder: Path, kind: str, made_by: str) -> Manifest:
         raise DataError(f"{folder}: {state} (no manifest.json); run {made_by} first.")
     manifest: Manifest = _typed(Manifest, read_json(path), path)
     if manifest.kind != kind:
-        raise DataError(f"{folder}: holds {manifest.kind}, expected {kind}; run {made_by} or name another folder.")
+        raise DataError(
+            f"{folder}: holds {manifest.kind}, expected {kind}; run {made_by} or name another folder."
+        )
     for name, size_bytes in manifest.files.items():
         file = folder / name
         found = file.stat().st_size if file.exists() else None
