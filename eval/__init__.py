@@ -1,0 +1,1 @@
+"""eval: is the tuned system better than its baseline? Numbers with intervals, a report, and a blind human survey."""
