@@ -1,19 +1,20 @@
 """Strict JSON to frozen Config, and the three flags that every command answers to.
 
-A config describes; it never builds and never remembers progress. Unknown keys are errors with a suggestion. This
-file imports nothing heavy, so that `--help` is instant.
+A config describes; it never builds and never remembers progress. Unknown keys are errors with a suggestion.
+This file imports nothing heavy, so that `--help` is instant.
 """
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -26,7 +27,11 @@ class Config(BaseModel):
     """Base of every config section: frozen, strict, each field documented by the line under it."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, populate_by_name=True, protected_namespaces=()
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        populate_by_name=True,
+        protected_namespaces=(),
     )
 
 
@@ -92,43 +97,55 @@ def load_config(config_class: type[C], path: Path, overrides: Sequence[str] = ()
     """Read a JSON config and apply `section.field=value` overrides.
 
     Args:
+        config_class: what the file must hold.
         path: JSON file.
         overrides: values are read as JSON where they parse as such, else as strings.
     Raises:
-        ConfigError: missing file, broken JSON, unknown setting, wrong type; names the setting and suggests one.
+        ConfigError: missing file, broken JSON, unknown setting (with a suggestion), wrong type.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: there is no such config file; `ls configs` shows the ones that ship.") from None
+        values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_twins)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(
+            f"{path}: there is no such config file; `ls configs` shows those that ship."
+        ) from None
     except IsADirectoryError:
         raise ConfigError(f"{path}: is a folder, expected a JSON config file; name the file in it.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # broken JSON, text that is no UTF-8, a setting given twice
         raise ConfigError(f"{path}: is not JSON ({error}); mend that line.") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: holds a {type(values).__name__}, expected an object with sections.")
     for override in overrides:
         _apply(values, override)
     try:
-        return config_class.model_validate(values)
+        # Through JSON, because only there strict means: "8" and true are no numbers, a string is a path.
+        return config_class.model_validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         raise ConfigError(_one_sentence(path, config_class, error)) from None
 
 
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)} is given twice")
+    return values
+
+
 def _apply(values: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
-    if not equals or not name:
+    parts = name.split(".")
+    if not equals or not all(parts):
         raise ConfigError(f"--set {override}: expected section.field=value.")
     try:
         value = json.loads(text)
     except json.JSONDecodeError:
         value = text
-    *sections, field = name.split(".")
-    for section in sections:
+    for index, section in enumerate(parts[:-1], start=1):
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
-            raise ConfigError(f"--set {override}: {section} is a value, not a section.")
-    values[field] = value
+            raise ConfigError(f"--set {override}: {'.'.join(parts[:index])} is a value, not a section.")
+    values[parts[-1]] = value
 
 
 def _one_sentence(path: Path, config_class: type[BaseModel], error: ValidationError) -> str:
@@ -136,32 +153,50 @@ def _one_sentence(path: Path, config_class: type[BaseModel], error: ValidationEr
     name = ".".join(str(part) for part in first["loc"])
     more = f" ({error.error_count() - 1} more after this one)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(name, setting_names(config_class), n=1, cutoff=0.6)
-        hint = f"; did you mean {near[0]}?" if near else "; the schema in configs/schema lists what is."
+        plain = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
+        near = _nearest(plain, setting_names(config_class))
+        hint = f"; did you mean {near}?" if near else "; the schema in configs/schema lists what is."
         return f"{path}: {name} is not a setting{hint}{more}"
     if first["type"] == "missing":
         return f"{path}: {name} is missing; add it or --set {name}=…{more}"
-    found = first.get("input")
-    shown = f"found {json.dumps(found, default=str)[:80]}"
-    return f"{path}: {name}: {shown}, expected {_expected(first)}; correct it or --set {name}=…{more}"
+    found = json.dumps(first.get("input"), default=str, ensure_ascii=False)[:80]
+    return f"{path}: {name}: found {found}, expected {_expected(first)}; correct it or --set {name}=…{more}"
+
+
+def _nearest(name: str, known: Sequence[str]) -> str | None:
+    """The setting that was probably meant: a like one of the same section, or its namesake in another."""
+    section, _, field = name.rpartition(".")
+    siblings = [other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == section]
+    for near in difflib.get_close_matches(field, siblings, n=1, cutoff=0.6):
+        return f"{section}.{near}" if section else near
+    return next((other for other in known if other.rpartition(".")[2] == field), None)
 
 
 def _expected(first: Any) -> str:
     message = str(first["msg"])
+    if first["type"] in ("path_type", "string_type"):
+        return "a string (in double quotes where it reads as a number)"
     for start in ("Input should be ", "Value error, "):
         message = message.removeprefix(start)
     return message
 
 
 def setting_names(config_class: type[BaseModel], prefix: str = "") -> list[str]:
-    """Every setting of a config as dotted names, for suggestions and docs."""
+    """Every setting of a config as dotted names, those of optional and listed sections too."""
     names: list[str] = []
     for name, field in config_class.model_fields.items():
         full = f"{prefix}{field.alias or name}"
         names.append(full)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            names += setting_names(field.annotation, f"{full}.")
+        for section in _sections(field.annotation):
+            names += setting_names(section, f"{full}.")
     return names
+
+
+def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _sections(inner)
 
 
 def resolved_json(config: BaseModel) -> str:
@@ -182,19 +217,26 @@ def run_command(
 
     Args:
         room: the module's name, as typed after `python -m`.
+        config_class: what the config file must hold.
         main: does the work; imports what is heavy inside.
         check: looks whether the inputs exist, for `--dry-run`; called before `main` too.
         default_config: used when `--config` is absent.
+        argv: the words after the command; None takes those it was started with.
     Returns:
         the exit status: 0 done, 1 a CrestError (printed bare), 130 interrupted.
     """
     doc = (sys.modules[main.__module__].__doc__ or "").strip().splitlines()
     parser = argparse.ArgumentParser(prog=f"python -m {room}", description=doc[0] if doc else None)
-    parser.add_argument("--config", type=Path, required=default_config is None, default=default_config, metavar="FILE")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="section.field=value", help="change one setting; repeatable"
+    add = parser.add_argument
+    add("--config", type=Path, required=default_config is None, default=default_config, metavar="FILE")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="section.field=value",
+        help="change a setting; repeatable",
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved config, check inputs, exit")
+    add("--dry-run", action="store_true", help="print the resolved config, check the inputs, exit")
     arguments = parser.parse_args(argv)
     return guarded(lambda: _run(config_class, arguments, main, check))
 
@@ -218,6 +260,7 @@ def guarded(work: Callable[[], None]) -> int:
     """Run `work`; turn the errors that a user can cause into one printed sentence and an exit status."""
     try:
         work()
+        sys.stdout.flush()
     except CrestError as error:
         print(error, file=sys.stderr)
         return 1
@@ -228,9 +271,16 @@ def guarded(work: Callable[[], None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.errno == 28:  # ENOSPC
-            place = error.filename or "the working folder"
-            print(f"{place}: the disk is full; free some space and run the same command again.", file=sys.stderr)
-            return 1
-        raise
+        place = error.filename or "the working folder"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            print(
+                f"{place}: the disk is full; free some space and run the same command again.", file=sys.stderr
+            )
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            print(
+                f"{place}: {error.strerror}; change its permissions or name another place.", file=sys.stderr
+            )
+        else:
+            raise
+        return 1
     return 0

@@ -67,6 +67,7 @@ def test_html_served_as_an_image_is_refused() -> None:
         images.decode(b"<!doctype html><title>404</title>", "crest.png")
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_decompression_bomb_is_refused_undecoded() -> None:
     content = encode(Image.new("1", (9_000, 9_000)))
     assert len(content) < 100_000
