@@ -317,6 +317,9 @@ def draw(
     """Draw a crest.
 
     Args:
+        spec: what the crest shows.
+        layout: where it sits and how it is dressed.
+        side_px: side of the picture.
         background: a colour word or RGB.
         show_shape: False draws the charge alone.
         show_charge: False draws the shape alone.
@@ -354,15 +357,19 @@ def coverage_map(shape: str, field: str, charge: str, layout: Layout, side_px: i
     """How much of each pixel each region covers.
 
     Returns:
-        coverage (6, H, W), summing to 1 over the labels; trim and rim count as IGNORE, lettering is left out.
+        coverage (6, H, W), summing to 1 over the labels within rounding to 8 bits; trim and rim count as
+        IGNORE, lettering is left out.
     """
     factor = _supersampling(side_px)
     large = Image.new("L", (side_px * factor, side_px * factor), BACKGROUND)
     inks: dict[int, int | RGB] = {label: label for label in (OUTLINE, FIELD_A, FIELD_B, CHARGE)}
     trim, rim = (None if colour is None else IGNORE for colour in (layout.trim_colour, layout.rim_colour))
     _paint(large, shape, field, charge, layout, inks, trim, rim)
-    fine = np.asarray(large).reshape(side_px, factor, side_px, factor)
-    return np.stack([(fine == label).mean(axis=(1, 3), dtype=np.float32) for label in range(6)])
+    shares = []
+    for label in range(6):
+        mask = large.point([255 if value == label else 0 for value in range(256)])
+        shares.append(np.asarray(mask.reduce(factor), dtype=np.float32))
+    return np.stack(shares) / np.float32(255)
 
 
 def label_map(shape: str, field: str, charge: str, layout: Layout, side_px: int) -> NDArray[np.uint8]:

@@ -60,6 +60,9 @@ def field_phrase(
     """Name shape, pattern and field colours, without an article.
 
     Args:
+        rng: the source of chance.
+        spec: what the crest shows.
+        other_share: how often another name is used for a word.
         attributive: put everything before the noun, so that the phrase can be followed by 'with ...'.
     """
     shape, first = name(rng, spec.shape, other_share), name(rng, spec.field_colour, other_share / 2)
@@ -167,6 +170,9 @@ def club_caption(
     """Describe a club's logo in the manner of the real site: one or two sentences, lettering in quotes.
 
     Args:
+        rng: the source of chance.
+        spec: what the crest shows.
+        inscription: what is written below it, if anything.
         outline_colour: mentioned in most wordings if given.
         lead: words that come first, such as 'The first Comets logo is'.
     """

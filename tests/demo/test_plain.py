@@ -1,0 +1,72 @@
+"""The plain world: reproducible, varied, and without anything held out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from crest.colours import colour_words
+from demo.heraldry import CHARGES, COLOURS, FIELDS, SHAPES, is_held_out
+from demo.plain import PlainLogo, plain_logo, plain_logos, reference_logo
+from demo.wording import OTHER_NAMES
+
+
+def test_same_seed_and_index_give_the_same_logo() -> None:
+    for draw_logo in (plain_logo, reference_logo):
+        one, again, other = draw_logo(5, 17), draw_logo(5, 17), draw_logo(6, 17)
+        assert one.captions == again.captions
+        assert one.image.tobytes() == again.image.tobytes()
+        assert one.image.tobytes() != other.image.tobytes()
+
+
+def test_the_iterator_gives_what_random_access_gives() -> None:
+    for logo in plain_logos(2, 5, side_px=32):
+        assert logo.image.tobytes() == plain_logo(2, logo.index, side_px=32).image.tobytes()
+
+
+def test_the_size_changes_the_pixels_but_not_the_content() -> None:
+    small, large = plain_logo(1, 3, 32), plain_logo(1, 3, 128)
+    assert (small.image.size, large.image.size) == ((32, 32), (128, 128))
+    assert (small.captions, small.specification) == (large.captions, large.specification)
+
+
+@pytest.mark.parametrize("draw_logo", [plain_logo, reference_logo])
+def test_held_out_combinations_never_occur(draw_logo: Callable[[int, int, int], PlainLogo]) -> None:
+    specs = [draw_logo(4, index, 8).specification for index in range(1500)]
+    assert not any(is_held_out(spec) for spec in specs if spec is not None)
+
+
+def test_every_value_occurs_and_about_half_the_fields_are_plain() -> None:
+    specs = [spec for index in range(1500) if (spec := plain_logo(0, index, 8).specification)]
+    assert {spec.shape for spec in specs} == set(SHAPES)
+    assert {spec.charge for spec in specs} == set(CHARGES)
+    assert {spec.charge_colour for spec in specs} == {spec.field_colour for spec in specs} == set(COLOURS)
+    fields = Counter(spec.field for spec in specs)
+    assert set(fields) == set(FIELDS)
+    assert 0.5 < fields["plain"] / len(specs) < 0.6
+
+
+def test_captions_name_what_is_drawn() -> None:
+    for index in range(400):
+        logo = plain_logo(8, index, 8)
+        assert len(logo.captions) >= 2
+        if (spec := logo.specification) is None:
+            continue
+        for caption in logo.captions:
+            for word in (spec.shape, spec.charge, spec.charge_colour):
+                assert any(name in caption for name in (word, *OTHER_NAMES.get(word, ()))), (caption, spec)
+            named = colour_words(caption)
+            field, charge = list(spec.field_colours), [spec.charge_colour]
+            assert named in (field + charge, charge + field), "the field's colours come in the order drawn"
+
+
+def test_a_white_crest_is_visible_on_white() -> None:
+    for index in range(600):
+        logo = plain_logo(3, index)
+        if logo.specification is not None and logo.specification.field_colours == ("white",):
+            pixels = np.asarray(logo.image, dtype=np.int16)
+            gray = (np.ptp(pixels, axis=2) < 6) & (pixels.mean(axis=2) < 245)
+            assert gray.sum() > 40, logo.captions
