@@ -1,0 +1,103 @@
+"""`python -m <room> --help` answers at once, because what is heavy is imported only when there is work."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = (
+    "crest",
+    "scraper",
+    "scraper.caption",
+    "scraper.pack",
+    "caption_train",
+    "clip_train",
+    "clip_train.embed",
+    "prior_train",
+    "decoder_train",
+    "eval",
+    "eval.survey",
+    "eval.survey.tally",
+    "demo",
+    "demo.stock",
+    "benchmarks",
+)
+LIMIT_S = 0.5
+HEAVY = (
+    "torch",
+    "torchvision",
+    "transformers",
+    "open_clip",
+    "dalle2_pytorch",
+    "scipy",
+    "accelerate",
+    "webdataset",
+)
+
+ASK_FOR_HELP = """
+import json, runpy, sys
+room, heavy = sys.argv[1], sys.argv[2:]
+sys.argv = [room, "--help"]
+try:
+    runpy.run_module(room, run_name="__main__", alter_sys=True)
+except SystemExit as status:
+    print(json.dumps({"status": status.code or 0, "heavy": [name for name in heavy if name in sys.modules]}))
+"""
+
+
+def seconds_for_help(command: str) -> float:
+    start = time.perf_counter()
+    ran = subprocess.run(
+        [sys.executable, "-m", command, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    took_s = time.perf_counter() - start
+    assert ran.stdout.startswith("usage: ")
+    return took_s
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_comes_within_half_a_second(command: str) -> None:
+    best_s = min(seconds_for_help(command) for _ in range(3))
+    assert best_s <= LIMIT_S, f"python -m {command} --help took {best_s:.2f} s"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_imports_nothing_heavy(command: str) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", ASK_FOR_HELP, command, *HEAVY],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(ran.stdout.splitlines()[-1]) == {"status": 0, "heavy": []}
+
+
+def test_heavy_import_would_be_noticed(tmp_path: Path) -> None:
+    (tmp_path / "slow_room.py").write_text("import sys, scipy\nsys.exit(0)\n")
+    ran = subprocess.run(
+        [sys.executable, "-c", ASK_FOR_HELP, "slow_room", *HEAVY],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(ran.stdout.splitlines()[-1])["heavy"] == ["scipy"]
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command != "benchmarks"])
+def test_missing_config_is_one_sentence_and_a_failure(command: str, tmp_path: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", command, "--config", str(tmp_path / "none.json")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 1
+    assert ran.stdout == ""
+    assert ran.stderr.count("\n") == 1
+    assert "none.json: there is no such config file" in ran.stderr
