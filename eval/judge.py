@@ -13,7 +13,7 @@ import numpy as np
 
 from eval.evidence import Evidence, Floats
 from eval.metrics import Metric, Outcome
-from eval.statistics import Comparison, Interval, compare, holm, mean_interval, verdict
+from eval.statistics import Comparison, Interval, compare, holm, mean_interval, verdict, wilson
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def judge(evidence: Evidence, metrics: Sequence[Metric], *, primary: str, resamp
         verdict(
             decisive.metric.title, name, evidence.baseline,
             (decisive.values[name].value, decisive.values[evidence.baseline].value), comparison,
-            higher_is_better=decisive.metric.better == "higher",
+            higher_is_better=decisive.metric.better == "higher", is_share=decisive.metric.is_share,
         )
         for name, comparison in decisive.comparisons.items()
     )  # fmt: skip
@@ -88,9 +88,7 @@ def _find(metric: Metric, outcome: Outcome, evidence: Evidence, resamples: int) 
         return Finding(metric, outcome, values, comparisons)
     known = ~np.isnan(np.stack(list(outcome.scores.values()))).any(axis=0)
     scores: dict[str, Floats] = {name: figures[known] for name, figures in outcome.scores.items()}
-    values = {
-        name: mean_interval(figures, resamples=resamples, seed=seed) for name, figures in scores.items()
-    }
+    values = {name: _mean(metric, figures, resamples, seed) for name, figures in scores.items()}
     comparisons = {}
     for name, figures in scores.items():
         if name != evidence.baseline:
@@ -100,6 +98,12 @@ def _find(metric: Metric, outcome: Outcome, evidence: Evidence, resamples: int) 
             )  # fmt: skip
             comparisons[name] = replace(found, p=_p(metric, found.p))
     return Finding(metric, outcome, values, comparisons)
+
+
+def _mean(metric: Metric, figures: Floats, resamples: int, seed: int) -> Interval:
+    if metric.is_share and float(np.ptp(figures)) == 0.0 and figures[0] in (0.0, 1.0):
+        return wilson(float(figures.sum()), len(figures))  # "0 of 40" is not "0 for sure"
+    return mean_interval(figures, resamples=resamples, seed=seed)
 
 
 def _p(metric: Metric, p: float | None) -> float | None:

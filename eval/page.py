@@ -38,14 +38,14 @@ tbody th { font-weight: 600; min-width: 9rem; }
 td.number { white-space: nowrap; }
 td small, th small { display: block; color: var(--soft); font-weight: 400; }
 .better { color: var(--better); } .worse { color: var(--worse); }
-svg { display: block; width: 100%; height: auto; max-width: 60rem; overflow: visible; }
+svg { display: block; width: 100%; min-width: 44rem; height: auto; max-width: 60rem; }
 svg text { font: 13px system-ui, sans-serif; fill: var(--ink); } svg .soft { fill: var(--soft); }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); gap: 1rem; padding: 0; list-style: none; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: .85rem; }
 .card p { margin: 0 0 .6rem; font-size: .92rem; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(6.5rem, 1fr)); gap: .75rem; }
 figure { margin: 0; } figcaption { margin-top: .3rem; }
-img { display: block; width: 100%; max-width: 11rem; aspect-ratio: 1; background: #fff; border: 1px solid var(--line);
+img { display: block; width: 100%; height: auto; max-width: 11rem; background: #fff; border: 1px solid var(--line);
   border-radius: .25rem; image-rendering: auto; }
 code, pre { font: .82rem/1.5 ui-monospace, monospace; } pre { overflow-x: auto; background: var(--card); padding: 1rem;
   border: 1px solid var(--line); border-radius: .5rem; } summary { cursor: pointer; padding: .4rem 0; }
@@ -85,7 +85,7 @@ def picture(pixels: NDArray[np.uint8], alt: str) -> str:
     )
     data = base64.b64encode(stream.getvalue()).decode()
     side_px = pixels.shape[-1]
-    return f'<img src="data:image/png;base64,{data}" alt="{text(alt)}" width="{side_px}" height="{side_px}" loading="lazy">'
+    return f'<img src="data:image/png;base64,{data}" alt="{text(alt)}" width="{side_px}" height="{side_px}">'
 
 
 def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -97,9 +97,10 @@ def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> s
         + "</tr>"
         for row in rows
     ]
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{text(caption)}"><table><caption>{text(caption)}'
-        f"</caption><thead><tr>{cells}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+    return _scroll(
+        f"<table><caption>{text(caption)}</caption><thead><tr>{cells}</tr></thead>"
+        f"<tbody>{''.join(lines)}</tbody></table>",
+        caption,
     )
 
 
@@ -147,20 +148,21 @@ def forest(strips: Sequence[Strip], *, left: str, right: str, description: str) 
             f'<circle cx="{m:.1f}" cy="{y}" r="6.5" fill="{colour}" stroke="var(--paper)" stroke-width="2"/>'
             f'<text class="soft" x="{x1 + 24}" y="{y + 4}">{text(strip.shown)}</text>'
         )
-    return "".join(parts) + "</svg>"
+    return _scroll("".join(parts) + "</svg>", description)
 
 
 def histogram(values: NDArray[np.float64], *, label: str, description: str) -> str:
     """Bars of how often each difference occurs, with the line of no difference."""
     reach = max(float(np.abs(values).max()), 1e-9)
-    counts, edges = np.histogram(values, bins=20, range=(-reach, reach))
+    counts, _ = np.histogram(values, bins=21, range=(-reach, reach))
     width, height, base = 960, 190, 150
     step = width / len(counts)
     tallest = max(int(counts.max()), 1)
     parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{text(description)}">']
     for number, count in enumerate(counts):
         tall = 130 * count / tallest
-        tone = "better" if edges[number] + edges[number + 1] > 0 else "worse"
+        centre = number - len(counts) // 2
+        tone = "even" if centre == 0 else "better" if centre > 0 else "worse"
         if count:
             parts.append(
                 f'<rect x="{number * step + 1:.1f}" y="{base - tall:.1f}" width="{step - 2:.1f}" height="{tall:.1f}" rx="2" '
@@ -173,4 +175,9 @@ def histogram(values: NDArray[np.float64], *, label: str, description: str) -> s
         f'<text class="soft" x="{width / 2}" y="{base + 22}" text-anchor="middle">0 · {text(label)}</text>'
         f'<text class="soft" x="{width}" y="{base + 22}" text-anchor="end">+{reach:.3g}</text></svg>'
     )
-    return "".join(parts)
+    return _scroll("".join(parts), description)
+
+
+def _scroll(content: str, label: str) -> str:
+    """Wide content that scrolls sideways on a narrow screen, by keyboard too."""
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="{text(label)}">{content}</div>'

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from eval.evidence import Evidence, Floats
+from eval.evidence import Evidence
 from eval.judge import Finding, Judgement
 from eval.page import Strip, forest, histogram, page, picture, table, text
-from eval.statistics import Interval, figure, p_text
+from eval.statistics import Interval, figure, p_text, span
 from eval.systems import System
 
 PAIRS_SHOWN = 8
@@ -69,7 +69,7 @@ def _metric_table(judgement: Judgement, names: Sequence[str]) -> str:
     head = ["Metric", *(text(name) for name in names), "Difference", "p", "p (Holm)", "Effect", "Wins"]
     rows = []
     for finding in judgement.findings:
-        values = [_interval(finding.values[name]) for name in names]
+        values = [_interval(finding.values[name], is_share=finding.metric.is_share) for name in names]
         for place, (name, comparison) in enumerate(finding.comparisons.items()):
             metric = finding.metric
             mark = " (primary)" if metric.name == judgement.primary else ""
@@ -85,7 +85,7 @@ def _metric_table(judgement: Judgement, names: Sequence[str]) -> str:
                 [
                     label,
                     *(values if place == 0 else [""] * len(values)),
-                    f'<span class="{tone}">{_interval(comparison.difference)}</span>',
+                    f'<span class="{tone}">{_interval(comparison.difference, is_share=metric.is_share)}</span>',
                     "–"
                     if comparison.p is None
                     else text(p_text(comparison.p).removeprefix("p ").removeprefix("= ")),
@@ -103,8 +103,9 @@ def _metric_table(judgement: Judgement, names: Sequence[str]) -> str:
     return f'<h2>Scores</h2>{table(caption, head, rows)}<ul class="soft">{notes}</ul>'
 
 
-def _interval(interval: Interval) -> str:
-    return f"{figure(interval.value)}<small>{figure(interval.low)} to {figure(interval.high)}</small>"
+def _interval(interval: Interval, *, is_share: bool) -> str:
+    value, low, high = (figure(n, is_share=is_share) for n in (interval.value, interval.low, interval.high))
+    return f"{value}<small>{low} to {high}</small>"
 
 
 def _tone(finding: Finding, name: str, primary: str) -> str:
@@ -126,18 +127,18 @@ def _differences(judgement: Judgement, name: str) -> str:
         strips.append(
             Strip(
                 finding.metric.title, sign * d.value, low, high,
-                f"{figure(d.value)} ({figure(d.low)} to {figure(d.high)})", _tone(finding, name, judgement.primary),
+                span(d, is_share=finding.metric.is_share), _tone(finding, name, judgement.primary),
             )
         )  # fmt: skip
     primary = judgement.primary_finding
-    d = primary.outcome.scores[name] - primary.outcome.scores[judgement.baseline]
+    gains = primary.outcome.scores[name] - primary.outcome.scores[judgement.baseline]
     plot = forest(
         strips, left=f"{judgement.baseline} better", right=f"{name} better",
         description=f"Differences between {name} and {judgement.baseline} with 95 % intervals; the figures are in the table",
     )  # fmt: skip
     bars = histogram(
-        d, label=f"{primary.metric.title}, {name} minus {judgement.baseline}, by prompt",
-        description=f"Histogram of {len(d)} differences by prompt: {int((d > 0).sum())} above 0, {int((d < 0).sum())} below",
+        gains, label=f"{primary.metric.title}, {name} minus {judgement.baseline}, by prompt",
+        description=f"Histogram of {len(gains)} differences by prompt: {int((gains > 0).sum())} above 0",
     )  # fmt: skip
     return (
         f"<h2>{text(name)} against {text(judgement.baseline)}</h2>"
@@ -167,18 +168,18 @@ def _prompts(judgement: Judgement, evidence: Evidence, name: str, shown: int) ->
     )
     for heading, numbers in groups.items():
         cards = "".join(
-            _card(evidence, scores, (judgement.baseline, name), int(number)) for number in numbers
+            _card(evidence, finding, (judgement.baseline, name), int(number)) for number in numbers
         )
         parts.append(f'<h3>{text(heading)}</h3><ul class="grid">{cards}</ul>')
     return "".join(parts)
 
 
-def _card(evidence: Evidence, scores: Mapping[str, Floats], names: tuple[str, str], number: int) -> str:
+def _card(evidence: Evidence, finding: Finding, names: tuple[str, str], number: int) -> str:
     first = int(np.flatnonzero(evidence.prompt_of == number)[0])
     prompt = evidence.prompts[number]
     figures = "".join(
         f"<figure>{picture(evidence.systems[name].pixels[first], f'Drawn by {name} for: {prompt}')}"
-        f"<figcaption>{text(name)}: {figure(float(scores[name][number]))}</figcaption></figure>"
+        f"<figcaption>{text(name)}: {figure(float(finding.outcome.scores[name][number]), is_share=finding.metric.is_share)}</figcaption></figure>"
         for name in names
     )
     return f'<li class="card"><p>{text(prompt)}</p><div class="pair">{figures}</div></li>'

@@ -173,7 +173,7 @@ def normal_interval(value: float, variance: float, units: int) -> tuple[Interval
 
 def verdict(
     metric: str, system: str, baseline: str, means: tuple[float, float], comparison: Comparison,
-    *, higher_is_better: bool = True,
+    *, higher_is_better: bool = True, is_share: bool = False,
 ) -> str:  # fmt: skip
     """The one sentence that the report opens with; it may be that no difference could be shown.
 
@@ -183,8 +183,8 @@ def verdict(
     """
     d = comparison.difference
     evidence = (
-        f"{metric} {figure(means[0])} against {figure(means[1])}, difference {figure(d.value)} "
-        f"(95 % interval {figure(d.low)} to {figure(d.high)}, {p_text(comparison.p)}, {comparison.units} prompts)"
+        f"{metric} {figure(means[0], is_share=is_share)} against {figure(means[1], is_share=is_share)}, difference "
+        f"{span(d, is_share=is_share)}, {p_text(comparison.p)}, {comparison.units} prompts"
     )
     if comparison.p is not None and comparison.p < 1 - LEVEL:
         word = "better" if (d.value > 0) == higher_is_better else "worse"
@@ -200,14 +200,26 @@ def verdict(
     return f"No difference could be shown between {system} and {baseline}: {evidence}; {advice}."
 
 
-def figure(value: float) -> str:
-    """A number with three significant digits and a real minus sign."""
+def figure(value: float, *, is_share: bool = False) -> str:
+    """A number with three significant digits and a real minus sign; a share in per cent with one decimal."""
     if not math.isfinite(value):
         return "–"
+    if is_share:
+        return f"{100 * value:.1f} %".replace("-", "−")
     if value == 0:
         return "0"
     digits = max(0, 2 - math.floor(math.log10(abs(value))))
     return f"{value:.{min(digits, 6)}f}".replace("-", "−")
+
+
+def span(interval: Interval, *, is_share: bool = False) -> str:
+    """A difference with its interval in words; shares differ by points."""
+    unit = " points" if is_share else ""
+    value, low, high = (
+        figure(number, is_share=is_share).removesuffix(" %")
+        for number in (interval.value, interval.low, interval.high)
+    )
+    return f"{value}{unit} (95 % interval {low} to {high})"
 
 
 def p_text(p: float | None) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crest.errors import DataError
-from crest.records import hash_of, read_json, read_jsonl
+from crest.records import content_id, hash_of, read_json, read_jsonl
 from eval.config import SystemConfig
 
 MADE_BY = "python -m crest"
@@ -42,7 +42,7 @@ class System:
     ancestry: frozenset[str]
     """hashes of the CLIPs that conditioned it and, where its folder tells, of their parents"""
     hash: str
-    """over the rows of samples.jsonl"""
+    """over the rows of samples.jsonl and the bytes of the pictures"""
 
     @property
     def prompt_ids(self) -> tuple[str, ...]:
@@ -82,7 +82,7 @@ def read_system(name: str, folder: Path) -> System:
     for drawing in drawings.values():
         first.setdefault(drawing.prompt_id, len(first))
     ordered = sorted(drawings.values(), key=lambda drawing: (first[drawing.prompt_id], drawing.seed))
-    return System(name, folder, tuple(ordered), _ancestry(rows, folder), hash_of(rows))
+    return System(name, folder, tuple(ordered), _ancestry(rows, folder), _hash(rows, ordered))
 
 
 def _drawing(row: dict[str, object], folder: Path, where: str) -> Drawing:
@@ -96,6 +96,10 @@ def _drawing(row: dict[str, object], folder: Path, where: str) -> Drawing:
     if name.is_absolute() or ".." in name.parts:
         raise DataError(f"{where}: file {name} lies outside the folder; expected a name within {folder}.")
     return Drawing(str(row["prompt_id"]), str(row["prompt"]), seed, folder / name)
+
+
+def _hash(rows: Sequence[dict[str, object]], drawings: Iterable[Drawing]) -> str:
+    return hash_of(list(rows), [content_id(drawing.path.read_bytes()) for drawing in drawings])
 
 
 def _ancestry(rows: Iterable[dict[str, object]], folder: Path) -> frozenset[str]:

@@ -52,6 +52,8 @@ class Metric(Protocol):
     """how the report calls it"""
     better: Better
     """which direction is good; "neither" is described and never tested"""
+    is_share: bool
+    """whether its figures a prompt are shares in [0, 1], shown in per cent"""
 
     def unfit(self, evidence: Evidence) -> str | None:
         """Why it can't be measured here, or None when it can."""

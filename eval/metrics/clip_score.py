@@ -19,7 +19,7 @@ def clip_score(image_embed: Floats, text_embed: Floats) -> Floats:
         text_embed: (N, D), unit length, the prompt of each picture.
     Paper: Hessel et al. 2021 (arXiv 2104.08718), there with 2.5 in place of 100.
     """
-    return 100 * np.maximum((image_embed * text_embed).sum(axis=-1), 0.0)
+    return np.asarray(100 * np.maximum((image_embed * text_embed).sum(axis=-1), 0.0))
 
 
 class ClipScore:
@@ -28,6 +28,7 @@ class ClipScore:
     name = "clip_score"
     title = "CLIPScore"
     better: Better = "higher"
+    is_share = False
 
     def unfit(self, evidence: Evidence) -> str | None:
         """Never: prompts and pictures are enough."""

@@ -26,7 +26,7 @@ def gaussian_kernel(x: Floats, y: Floats) -> Floats:
     Paper: Jayasumana et al. 2024 (arXiv 2401.09603), section 4.
     """
     squared = (x * x).sum(axis=1)[:, None] + (y * y).sum(axis=1)[None, :] - 2 * x @ y.T
-    return np.exp(-np.maximum(squared, 0.0) / (2 * SIGMA**2))
+    return np.asarray(np.exp(-np.maximum(squared, 0.0) / (2 * SIGMA**2)))
 
 
 class Cmmd:
@@ -35,6 +35,7 @@ class Cmmd:
     name = "cmmd"
     title = "CMMD"
     better: Better = "lower"
+    is_share = False
 
     def unfit(self, evidence: Evidence) -> str | None:
         """Needs real test pictures."""

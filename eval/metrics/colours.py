@@ -44,6 +44,7 @@ class Colours:
     name = "colours"
     title = "Colours named are there"
     better: Better = "higher"
+    is_share = True
 
     def unfit(self, evidence: Evidence) -> str | None:
         """Needs at least two prompts that name a colour."""

@@ -56,6 +56,7 @@ class Flatness:
     name = "flatness"
     title = "Flat areas"
     better: Better = "neither"
+    is_share = True
 
     def unfit(self, evidence: Evidence) -> str | None:
         """Never: the drawings are enough."""

@@ -33,6 +33,7 @@ class Kid:
     name = "kid"
     title = "KID × 1000"
     better: Better = "lower"
+    is_share = False
 
     def unfit(self, evidence: Evidence) -> str | None:
         """Needs real test pictures."""

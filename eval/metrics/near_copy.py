@@ -44,7 +44,7 @@ def perceptual_hash(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def hash_distance(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Differing bits (N, M) between packed hashes (N, 8) and (M, 8)."""
     bits = np.unpackbits(a[:, None, :] ^ b[None, :, :], axis=-1)
-    return bits.sum(axis=-1, dtype=np.int64)
+    return np.asarray(bits.sum(axis=-1, dtype=np.int64))
 
 
 def nearest(queries: Floats, train: Floats, chunk: int = 1024) -> tuple[NDArray[np.int64], Floats]:
@@ -74,6 +74,7 @@ class NearCopy:
     name = "near_copy"
     title = "Near copies of training pictures"
     better: Better = "lower"
+    is_share = True
 
     def unfit(self, evidence: Evidence) -> str | None:
         """Needs training pictures, and enough unseen ones for the threshold."""

@@ -56,6 +56,7 @@ class RPrecision:
     name = "r_precision_at_1"
     title = "R-precision@1"
     better: Better = "higher"
+    is_share = True
 
     def unfit(self, evidence: Evidence) -> str | None:
         """Needs two different prompts."""

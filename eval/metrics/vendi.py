@@ -52,6 +52,7 @@ class Vendi:
     name = "vendi"
     title = "Vendi score"
     better: Better = "higher"
+    is_share = False
 
     def unfit(self, evidence: Evidence) -> str | None:
         """Never: the drawings are enough."""
