@@ -1,0 +1,1 @@
+"""Site or folder -> records -> captions -> shards. Refuses to train anything."""

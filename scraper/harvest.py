@@ -1,0 +1,42 @@
+"""What a source gave before screening, whichever source it was."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from crest.records import Record
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Something that goes no further, under a named reason."""
+
+    reason: str
+    what: str
+    """address, file name or id"""
+
+
+@dataclass(frozen=True)
+class Harvest:
+    """Records and losses of one source."""
+
+    records: tuple[Record, ...]
+    dropped: tuple[Drop, ...]
+    counts: Mapping[str, int]
+    """what came in, by kind of thing"""
+    fingerprint: str
+    """changes when the source does"""
+    page_failures: Mapping[str, int] = field(default_factory=dict)
+    """named reason -> pages that could not be read"""
+
+
+def reasons(dropped: tuple[Drop, ...] | list[Drop]) -> dict[str, int]:
+    """How many were dropped for each reason, most frequent first."""
+    return dict(Counter(drop.reason for drop in dropped).most_common())
+
+
+def told(counts: Mapping[str, int]) -> str:
+    """Counts as words: `http_404 1, no_image 3`."""
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items() if count) or "nothing"

@@ -1,0 +1,72 @@
+"""robots.txt by RFC 9309: the longest rule wins, `*` and `$` are wildcards; crawl-delay is read too.
+
+Refuses to guess: an unreadable line is skipped, and a file without a group for us allows everything.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from urllib.parse import unquote, urlsplit
+
+
+@dataclass(frozen=True)
+class Robots:
+    """What one host asks of one user agent."""
+
+    rules: tuple[tuple[str, bool], ...] = ()
+    """(path pattern, is allowed)"""
+    delay_s: float = 0.0
+
+    def allows(self, url: str) -> bool:
+        """Whether the address may be fetched: the longest matching pattern decides, allow wins a tie."""
+        parts = urlsplit(url)
+        path = unquote(parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        best, is_allowed = -1, True
+        for pattern, allowed in self.rules:
+            longer = len(pattern) > best or (len(pattern) == best and allowed)
+            if longer and _matches(pattern, path):
+                best, is_allowed = len(pattern), allowed
+        return is_allowed
+
+
+def _matches(pattern: str, path: str) -> bool:
+    is_anchored = pattern.endswith("$")
+    parts = [re.escape(part) for part in unquote(pattern.removesuffix("$")).split("*")]
+    return re.match(".*".join(parts) + ("$" if is_anchored else ""), path) is not None
+
+
+def parse_robots(text: str, user_agent: str) -> Robots:
+    """Read the rules that apply to us.
+
+    Args:
+        text: the file.
+        user_agent: our product token; a group that names it wins over `*`.
+    """
+    ours = user_agent.split("/")[0].strip().lower()
+    groups: dict[str, list[tuple[str, str]]] = {}
+    names: list[str] = []
+    in_rules = False
+    for line in text.lstrip("\ufeff").splitlines():
+        key, colon, value = line.partition("#")[0].partition(":")
+        key, value = key.strip().lower(), value.strip()
+        if not colon:
+            continue
+        if key == "user-agent":
+            names = [] if in_rules else names
+            in_rules = False
+            names.append(value.split("/")[0].strip().lower())
+            groups.setdefault(names[-1], [])
+        elif key in ("allow", "disallow", "crawl-delay"):
+            in_rules = True
+            for name in names:
+                groups[name].append((key, value))
+    rules: list[tuple[str, bool]] = []
+    delay_s = 0.0
+    for key, value in groups.get(ours, groups.get("*", [])):
+        if key == "crawl-delay":
+            if re.fullmatch(r"\d+(\.\d+)?", value):
+                delay_s = float(value)
+        elif value:  # an empty disallow allows everything
+            rules.append((value, key == "allow"))
+    return Robots(tuple(rules), delay_s)

@@ -1,0 +1,109 @@
+"""Reject what is too small, blank, a duplicate or not wanted, count every reason, and merge groups of relatives.
+
+Near duplicates are dropped within and across groups; looser relatives stay, but share a group, so that a split
+cannot leak. Refuses to touch the pictures.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from crest.images import read_image
+from crest.records import Record
+from scraper.config import ScreenConfig
+from scraper.groups import Groups
+from scraper.harvest import Drop
+from scraper.likeness import Look, close_pairs, colour_distances, look_at
+
+
+@dataclass(frozen=True)
+class Screened:
+    """What passed and what did not."""
+
+    records: tuple[Record, ...]
+    dropped: tuple[Drop, ...]
+
+
+def screen(records: Sequence[Record], data_dir: Path, settings: ScreenConfig) -> Screened:
+    """Screen records whose pictures lie in the data folder; the order stays."""
+    from tqdm import tqdm
+
+    dropped: list[Drop] = []
+    groups = Groups()
+    first = _once_each(records, groups, dropped)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        looking = pool.map(lambda record: look_at(read_image(data_dir / record.image)), first)
+        looks = list(tqdm(looking, total=len(first), desc="screen", unit="logo", disable=None))
+    passed: list[tuple[Record, Look]] = []
+    for record, look in zip(first, looks, strict=True):
+        reason = _reason(record, look, settings)
+        if reason:
+            dropped.append(Drop(reason, record.image_url or record.id))
+        else:
+            passed.append((record, look))
+    unique = _without_duplicates(passed, groups, dropped, settings)
+    kept = [replace(record, group=groups.name(record.group)) for record, _ in unique]
+    return Screened(tuple(kept), tuple(dropped))
+
+
+def _once_each(records: Sequence[Record], groups: Groups, dropped: list[Drop]) -> list[Record]:
+    """One record for each content, with words if any of them has; all its groups are one."""
+    first: dict[str, Record] = {}
+    for record in records:
+        known = first.get(record.id)
+        if known is None:
+            first[record.id] = record
+            continue
+        groups.merge((known.group, record.group))
+        dropped.append(Drop("duplicate", record.image_url or record.id))
+        if known.caption is None and record.caption is not None:
+            first[record.id] = record
+    return list(first.values())
+
+
+def _reason(record: Record, look: Look, settings: ScreenConfig) -> str | None:
+    longer, shorter = max(record.width_px, record.height_px), min(record.width_px, record.height_px)
+    if longer < settings.min_side_px:
+        return "too_small"
+    if longer > settings.max_aspect * shorter:
+        return "extreme_aspect"
+    if look.is_invisible:
+        return "invisible_on_white"
+    if look.is_blank:
+        return "blank"
+    if settings.kinds and record.kind and record.kind not in settings.kinds:
+        return f"kind_{record.kind}"
+    return None
+
+
+def _without_duplicates(
+    passed: list[tuple[Record, Look]], groups: Groups, dropped: list[Drop], settings: ScreenConfig
+) -> list[tuple[Record, Look]]:
+    """Drop the lesser of each pair that looks the same; merge the groups of all that look alike."""
+    order = sorted(range(len(passed)), key=lambda index: (_rank(passed[index][0]), index))
+    records, looks = [passed[index][0] for index in order], [passed[index][1] for index in order]
+    lost: dict[int, str] = {}
+    for one, others in close_pairs(looks, max(settings.related_bits, settings.duplicate_bits)):
+        largest, mean = colour_distances(looks, one, others)
+        for other, most, average in zip(others.tolist(), largest.tolist(), mean.tolist(), strict=True):
+            bits = (looks[one].bits ^ looks[other].bits).bit_count()
+            is_same = bits <= settings.duplicate_bits and most <= settings.duplicate_levels
+            is_related = bits <= settings.related_bits and average <= settings.related_levels
+            if is_same or is_related:
+                groups.merge((records[one].group, records[other].group))
+            if is_same and one not in lost and other not in lost:
+                is_exact = looks[one].pixels == looks[other].pixels
+                lost[other] = "duplicate" if is_exact else "near_duplicate"
+    for position in sorted(lost, key=lambda position: order[position]):
+        dropped.append(Drop(lost[position], records[position].image_url or records[position].id))
+    gone = {order[position] for position in lost}
+    return [pair for index, pair in enumerate(passed) if index not in gone]
+
+
+def _rank(record: Record) -> tuple[bool, int]:
+    """Sorts what is worth keeping first: described, then large."""
+    return record.caption is None, -record.width_px * record.height_px

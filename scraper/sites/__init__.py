@@ -1,0 +1,81 @@
+"""The sources, one file each: html or files -> cards; a site never fetches and never writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from scraper.config import SourceConfig
+
+
+@dataclass(frozen=True)
+class Visit:
+    """An address and why it is visited; "image" is a picture, any other purpose is the site's own."""
+
+    url: str
+    purpose: str
+
+
+@dataclass(frozen=True)
+class Card:
+    """One logo as a source shows it."""
+
+    image_urls: tuple[str, ...]
+    """where the picture may be, best first; empty when the card has none"""
+    title: str = ""
+    caption: str | None = None
+    kind: str = ""
+    years: str = ""
+    page_url: str = ""
+    team_url: str = ""
+    """page of the club with the whole text; empty when there is none"""
+    group: str = ""
+    """what must not be split over train and test"""
+    licence: str = ""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one page holds."""
+
+    cards: tuple[Card, ...] = ()
+    """the logos that this page gives"""
+    references: tuple[Card, ...] = ()
+    """logos that other pages give; only their words are of use"""
+    texts: tuple[str, ...] = ()
+    """paragraphs that may complete a caption which another page cut"""
+    visits: tuple[Visit, ...] = ()
+    """pages to read next; pictures follow from the cards"""
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """All cards of a crawl, captions completed and groups merged."""
+
+    cards: tuple[Card, ...]
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """how many captions were whole, completed, cut, missing"""
+
+
+class WebSite(Protocol):
+    """A source that is read page by page; all of it is pure."""
+
+    def start(self, source: SourceConfig) -> list[Visit]:
+        """The first pages to visit."""
+        ...
+
+    def read(self, visit: Visit, html: str, url: str) -> Found:
+        """What a page holds; `url` is where it was found in the end."""
+        ...
+
+    def assemble(self, pages: Sequence[tuple[Visit, Found]]) -> Assembled:
+        """Put together what the pages gave, in the order they were found."""
+        ...
+
+
+def web_site(name: str) -> WebSite:
+    """The web site of this name."""
+    from scraper.sites.sportslogohistory import SportsLogoHistory
+
+    return {"sportslogohistory": SportsLogoHistory}[name]()
