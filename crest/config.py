@@ -21,6 +21,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from crest.errors import ConfigError, CrestError
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+SamplerName = Literal["ddim", "dpmpp_2m"]
+ScheduleName = Literal["cosine", "linear"]
+Prediction = Literal["epsilon", "x_start", "v"]
 
 
 class Config(BaseModel):

@@ -1,0 +1,116 @@
+"""Captioned logos to batches: from a scraper's data folder (nothing is packed yet), or from shards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from caption_train.config import CaptionDataConfig
+from crest.errors import DataError
+from crest.images import read_image, square, to_array
+from crest.records import Record, hash_of, read_records
+from crest.shards import batch_numbers, open_pictures
+from crest.world import Draw, World
+
+if TYPE_CHECKING:
+    from crest.models.captioner import CaptionerModel
+
+
+@dataclass(frozen=True)
+class CaptionBatch:
+    """Pictures and the words that belong to them."""
+
+    images: Tensor
+    """(B, 3, H, W) in [0, 1]"""
+    labels: Tensor
+    """(B, L) token ids, -100 where nothing is to be learned"""
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """One side of the split, in memory."""
+
+    pixels: NDArray[np.uint8]
+    """(N, 3, side, side)"""
+    captions: list[str]
+
+
+def is_whole(record: Record) -> bool:
+    """Whether a record has a description that was not cut short."""
+    return bool(record.caption) and not str(record.caption).rstrip().endswith(("…", "..."))
+
+
+def read_captioned(config: CaptionDataConfig, side_px: int) -> tuple[Captioned, Captioned, str]:
+    """Training logos, held-out logos and the hash of what they were read from.
+
+    Raises:
+        DataError: nothing captioned on one of the two sides.
+    """
+    folder = config.records
+    if not (folder / "records.jsonl").exists():
+        splits = [open_pictures(folder, split, side_px) for split in ("train", "val")]
+        train, val = (Captioned(part.pixels, part.captions) for part in splits)
+        return train, val, splits[0].shards_hash
+    records = [record for record in read_records(folder / "records.jsonl") if is_whole(record)]
+    # groups, not pictures: an era of a club that is held out must not be learned from another one
+    held_out = [int(hash_of("caption", record.group), 16) % 1000 < config.val_share * 1000 for record in records]
+    sides = [
+        _read(folder, [record for record, out in zip(records, held_out, strict=True) if out is wanted], side_px)
+        for wanted in (False, True)
+    ]
+    for side, name in zip(sides, ("learn from", "hold out"), strict=True):
+        if not side.captions:
+            raise DataError(
+                f"{folder}: {len(records)} logos have a whole description, which leaves none to {name}; the captioner "
+                "needs more captioned logos, or caption with stock/captioner as it is."
+            )
+    return sides[0], sides[1], hash_of([record.id for record in records])
+
+
+def _read(folder: Path, records: list[Record], side_px: int) -> Captioned:
+    pixels = np.empty((len(records), 3, side_px, side_px), np.uint8)
+    for number, record in enumerate(tqdm(records, desc="decode", unit="logo", disable=None)):
+        pixels[number] = to_array(square(read_image(folder / record.image), side_px))
+    return Captioned(pixels, [str(record.caption) for record in records])
+
+
+def batches(
+    side: Captioned,
+    model: CaptionerModel,
+    shift_px: int,
+    seed: int,
+    sizes: tuple[int, int],
+    world: World,
+    start: int,
+) -> Iterator[CaptionBatch]:
+    """Endless micro-batches from step `start`; sizes are the global batch and the micro-batch."""
+    batch_size, micro = sizes
+    mine = batch_size // world.size
+    step = start
+    while True:
+        numbers = batch_numbers(seed, len(side.captions), batch_size, step)
+        for first in range(world.rank * mine, (world.rank + 1) * mine, micro):
+            own = numbers[first : first + micro]
+            images = torch.from_numpy(side.pixels[own].astype(np.float32) / 255)
+            images = _shift(images, Draw(seed, step, first, micro), shift_px)
+            labels = model.tokenize([side.captions[number] for number in own])
+            yield CaptionBatch(images.to(world.device), labels.to(world.device))
+        step += 1
+
+
+def _shift(images: Tensor, draw: Draw, shift_px: int) -> Tensor:
+    if not shift_px:
+        return images
+    side = images.shape[-1]
+    padded = F.pad(images, (shift_px,) * 4, value=1.0)
+    offsets = (draw.uniform(1, 2) * (2 * shift_px + 1)).long().tolist()
+    return torch.stack([padded[i, :, y : y + side, x : x + side] for i, (y, x) in enumerate(offsets)])

@@ -1,0 +1,83 @@
+"""Shards to contrastive batches; every process reads its own part of the same global batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clip_train.config import ClipDataConfig
+from crest.models.clip import ClipModel
+from crest.shards import Pictures, batch_numbers, open_pictures
+from crest.world import Draw, World
+
+
+@dataclass(frozen=True)
+class ClipBatch:
+    """This process's share of one contrastive batch."""
+
+    images: Tensor
+    """(B, 3, H, W) in [0, 1]"""
+    tokens: Tensor
+    """(B, L)"""
+    same: Tensor
+    """(B,) int64; equal where the captions are equal, which makes them positives of each other"""
+    chunk: int
+    """samples in memory at once"""
+
+
+class ClipData:
+    """The splits of one shards folder at a model's picture size, captions tokenised once."""
+
+    def __init__(self, config: ClipDataConfig, model: ClipModel) -> None:
+        self.config = config
+        self.train = open_pictures(config.shards, "train", model.side_px)
+        self.val = open_pictures(config.shards, "val", model.side_px)
+        self._tokens = model.tokenizer(self.train.captions)
+        self._crop = model.crop
+        self._caption_numbers = number_captions(self.train)
+
+    def batches(self, seed: int, batch_size: int, micro: int, world: World, start: int) -> Iterator[ClipBatch]:
+        """Endless batches from step `start`; order and augmentation depend on (seed, step, position) alone."""
+        mine = batch_size // world.size
+        step = start
+        while True:
+            numbers = batch_numbers(seed, len(self.train), batch_size, step)
+            tokens = self._crop(self._tokens[torch.from_numpy(numbers)])  # one length on every process
+            own = slice(world.rank * mine, (world.rank + 1) * mine)
+            draw = Draw(seed, step, world.rank * mine, mine)
+            images = torch.from_numpy(self.train.floats(numbers[own]))
+            yield ClipBatch(
+                augment(images, draw, self.config.shift_px, self.config.noise).to(world.device),
+                tokens[own].to(world.device),
+                torch.from_numpy(self._caption_numbers[numbers[own]]).to(world.device),
+                micro,
+            )
+            step += 1
+
+
+def number_captions(pictures: Pictures) -> np.ndarray:
+    """One number per distinct caption (case and spaces aside), (N,) int64."""
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(" ".join(text.lower().split()), len(numbers)) for text in pictures.captions])
+
+
+def augment(images: Tensor, draw: Draw, shift_px: int, noise: float) -> Tensor:
+    """Move pictures (B, 3, H, W) by up to `shift_px` with white moving in, and add noise.
+
+    No flips (letters would mirror) and no colour changes (colours are what captions name).
+    """
+    if shift_px:
+        side = images.shape[-1]
+        padded = F.pad(images, (shift_px,) * 4, value=1.0)
+        offsets = (draw.uniform(1, 2) * (2 * shift_px + 1)).long()
+        images = torch.stack(
+            [padded[i, :, y : y + side, x : x + side] for i, (y, x) in enumerate(offsets.tolist())]
+        )
+    if noise:
+        images = (images + noise * draw.normal(2, *images.shape[1:])).clamp(0, 1)
+    return images

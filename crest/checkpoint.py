@@ -1,0 +1,214 @@
+"""Resumable state and exported weights, all of it safetensors and JSON: nothing is ever pickled or unpickled.
+
+A state is a folder `state/step-00000200/` that appears whole (written beside, then renamed). Exported weights are
+`weights.safetensors` with `weights.json`: architecture, preprocessing, hashes of the parents, recipe.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from crest.ema import Ema
+from crest.errors import RunError, WeightsError
+from crest.records import file_hash, read_json, write_bytes, write_json
+
+WEIGHTS = "weights.safetensors"
+CARD = "weights.json"
+
+
+@dataclass
+class State:
+    """All that a run needs to go on as if it had never stopped."""
+
+    step: int
+    """optimizer steps done"""
+    model: nn.Module
+    """unwrapped"""
+    ema: Ema
+    optimizer: torch.optim.Optimizer
+    best: float | None = None
+    """best validation figure so far"""
+    best_step: int = 0
+
+
+def save_state(run_dir: Path, state: State) -> None:
+    """Save a state whole; older ones are removed once it is there."""
+    folder = run_dir / "state" / f"step-{state.step:08d}"
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        part.mkdir(parents=True)
+        _write(part / "model.safetensors", _tensors(state.model))
+        _write(part / "ema.safetensors", _tensors(state.ema.model))
+        optimizer, groups = _flatten(state.optimizer)
+        _write(part / "optimizer.safetensors", optimizer)
+        write_json(
+            part / "state.json",
+            {"step": state.step, "best": state.best, "best_step": state.best_step, "groups": groups},
+        )
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    _sync_folder(folder.parent)
+    for other in folder.parent.iterdir():
+        if other != folder:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def load_state(run_dir: Path, state: State) -> bool:
+    """Bring model, EMA and optimizer back to the newest saved state; False when there is none.
+
+    Raises:
+        RunError: the saved state does not fit the model.
+    """
+    folder = newest_state(run_dir)
+    if folder is None:
+        return False
+    try:
+        state.model.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
+        state.ema.model.load_state_dict(load_file(folder / "ema.safetensors"), strict=True)
+        saved = read_json(folder / "state.json")
+        _restore(state.optimizer, load_file(folder / "optimizer.safetensors"), saved["groups"])
+    except (RuntimeError, KeyError, SafetensorError) as error:
+        first_line = str(error).splitlines()[0]
+        raise RunError(f"{folder}: does not fit this run's model ({first_line}); name another run.dir.") from None
+    state.step, state.best, state.best_step = saved["step"], saved["best"], saved["best_step"]
+    return True
+
+
+def newest_state(run_dir: Path) -> Path | None:
+    """The newest whole state of a run."""
+    whole = [path for path in (run_dir / "state").glob("step-*") if path.suffix != ".part"]
+    return max(whole, default=None, key=lambda path: path.name)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    # safetensors refuses tensors that share memory, and strided views
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    write_bytes(path, save(dict(tensors), metadata))
+
+
+def _flatten(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    saved = optimizer.state_dict()
+    tensors = {
+        f"{index}.{name}": torch.as_tensor(value).detach().cpu().contiguous().clone()
+        for index, entry in saved["state"].items()
+        for name, value in entry.items()
+    }
+    return tensors, saved["param_groups"]
+
+
+def _restore(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: list[dict[str, Any]]) -> None:
+    entries: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        index, _, name = key.partition(".")
+        entries.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({"state": entries, "param_groups": groups})
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def export_weights(
+    folder: Path, model: nn.Module, card: Mapping[str, Any], *, name: str = WEIGHTS, half: bool = False
+) -> Path:
+    """Write a model's weights and the card that says what they are.
+
+    Args:
+        card: JSON-able; at least `kind` and `spec`, enough to build the model again.
+        half: store floating weights as fp16 (half the size, what ships inside the package).
+    Returns:
+        the weights file.
+    """
+    tensors = _tensors(model)
+    if half:
+        tensors = {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
+    path = folder / name
+    _write(path, tensors, {"kind": str(card["kind"])})
+    write_json(folder / name.replace(".safetensors", ".json"), {**card, "sha256": file_hash(path)})
+    return path
+
+
+def locate_weights(place: str | Path, kind: str) -> Path:
+    """The weights file behind a run folder, a file, or a name of the shipped stock ("stock/clip").
+
+    Raises:
+        WeightsError: nothing there.
+    """
+    text = str(place)
+    folder = Path(__file__).parent / text if text.startswith("stock/") else Path(place)
+    path = folder / WEIGHTS if folder.is_dir() or text.startswith("stock/") else folder
+    if path.exists():
+        return path
+    if folder.is_dir():
+        raise WeightsError(f"{folder}: holds no {WEIGHTS}; finish the run that makes this {kind} first.")
+    raise WeightsError(f"{text}: there are no {kind} weights; expected a run folder, a .safetensors file or stock/{kind}.")
+
+
+def read_card(path: Path, kind: str) -> dict[str, Any]:
+    """The JSON beside a weights file, checked for kind.
+
+    Raises:
+        WeightsError: no card, or weights of another kind.
+    """
+    card_path = path.with_suffix(".json")
+    if not card_path.exists():
+        raise WeightsError(f"{path}: has no {card_path.name} beside it, so its architecture is unknown; copy both files.")
+    card: dict[str, Any] = read_json(card_path)
+    if card.get("kind") != kind:
+        raise WeightsError(f"{path}: holds a {card.get('kind')}, expected a {kind}; name the right weights.")
+    return card
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Fill a built model with a file's weights; every name and shape must agree.
+
+    Raises:
+        WeightsError: damaged file, or weights of another architecture (the first difference is named).
+    """
+    wanted = model.state_dict()
+    try:
+        with safe_open(path, framework="pt") as stream:
+            found = {name: tuple(stream.get_slice(name).get_shape()) for name in stream.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path}: is not a whole safetensors file ({error}); copy or export it again.") from None
+    for name, tensor in wanted.items():
+        if name not in found:
+            raise WeightsError(f"{path}: lacks {name}, which this architecture has; the weights are of another one.")
+        if found[name] != tuple(tensor.shape):
+            raise WeightsError(
+                f"{path}: {name} is {found[name]}, expected {tuple(tensor.shape)}; the weights are of another architecture."
+            )
+    extra = sorted(set(found) - set(wanted))
+    if extra:
+        raise WeightsError(f"{path}: holds {extra[0]}, which this architecture has not; the weights are of another one.")
+    tensors = load_file(path)
+    model.load_state_dict({name: tensors[name].to(tensor.dtype) for name, tensor in wanted.items()}, strict=True)
+
+
+def short_hash(path: Path) -> str:
+    """The 16 digits by which other files name these weights."""
+    card = path.with_suffix(".json")
+    digest: str = json.loads(card.read_text(encoding="utf-8"))["sha256"] if card.exists() else file_hash(path)
+    return digest[:16]

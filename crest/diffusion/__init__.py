@@ -1,0 +1,1 @@
+"""Gaussian diffusion as pure functions, without networks: schedules, predictions, losses, samplers."""

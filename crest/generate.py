@@ -1,0 +1,229 @@
+"""Text to logo: CLIP, prior and decoder composed, and a folder of pictures that can be drawn again bit for bit.
+
+A logo depends on its prompt and its own seed alone, up to the rounding of a batch's arithmetic.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from tqdm import tqdm
+
+from crest.config import Config, FileConfig, SamplerName
+from crest.errors import ConfigError, DataError, WeightsError
+from crest.images import from_float
+from crest.models.clip import ClipEncoder, load_clip
+from crest.models.decoder import Decoder, load_decoder, sample_images
+from crest.models.prior import Prior, load_prior, sample_image_embed
+from crest.records import Manifest, hash_of, read_json, read_jsonl, write_bytes, write_json, write_jsonl, write_manifest
+from crest.shards import png_bytes
+from crest.world import fast_bf16, mix_seed, pick_device
+
+
+class ModelsConfig(Config):
+    """The three networks that draw."""
+
+    clip: str = "stock/clip"
+    """CLIP that reads the prompt: a run folder, a file or "stock/clip"."""
+    prior: str = "stock/prior"
+    """Prior made for that CLIP."""
+    decoder: str = "stock/decoder_64"
+    """Decoder made for that CLIP."""
+    device: str = "auto"
+    """"auto", "cpu", "cuda" or "cuda:N"."""
+
+
+class DrawConfig(Config):
+    """How prompts become pictures."""
+
+    prompts: Path | None = None
+    """Prompts: .jsonl with `text` (and `id`), or a text file, one a line."""
+    out: Path
+    """Folder of the pictures and samples.jsonl."""
+    per_prompt: int = Field(default=1, ge=1)
+    """Pictures per prompt."""
+    seed: int = 0
+    """Picture k of prompt i gets a seed made of this, i and k."""
+    steps: int = Field(default=24, ge=1)
+    """Denoising steps of the decoder."""
+    cond_scale: float = 2.0
+    """Guidance of the decoder; 1.0 switches it off."""
+    sampler: SamplerName = "dpmpp_2m"
+    """Sampler of the decoder."""
+    prior_steps: int = Field(default=24, ge=1)
+    """Denoising steps of the prior."""
+    prior_cond_scale: float = 1.0
+    """Guidance of the prior; 1.0 switches it off."""
+    candidates: int = Field(default=2, ge=1)
+    """Embeddings the prior draws per picture, of which the one nearest to the text is kept."""
+    batch_size: int = Field(default=32, ge=1)
+    """Pictures drawn at once."""
+
+
+class GenerateConfig(FileConfig):
+    """Drawing of logos from text."""
+
+    models: ModelsConfig = ModelsConfig()
+    """By what."""
+    draw: DrawConfig
+    """What and how."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is to be drawn."""
+
+    id: str
+    text: str
+
+
+class Generator:
+    """CLIP, prior and decoder that belong together.
+
+    Raises:
+        WeightsError: the prior or the decoder stems from another CLIP; both are named.
+    """
+
+    def __init__(self, config: ModelsConfig) -> None:
+        self.device = pick_device(config.device)
+        self.clip: ClipEncoder = load_clip(config.clip, self.device)
+        prior, self.prior_hash, prior_card = load_prior(config.prior)
+        decoder, self.decoder_hash, decoder_card = load_decoder(config.decoder)
+        for place, card in ((config.prior, prior_card), (config.decoder, decoder_card)):
+            found = card.get("parents", {}).get("clip", "?")
+            if found != self.clip.hash:
+                raise WeightsError(
+                    f"{place}: was trained with CLIP {found}, but {config.clip} is {self.clip.hash}; name the CLIP that it "
+                    "was trained with, or train it on embeddings of this one."
+                )
+        self.prior: Prior = prior.to(self.device).eval()
+        self.decoder: Decoder = decoder.to(self.device).eval()
+
+    def draw(self, texts: Sequence[str], seeds: Sequence[int], settings: DrawConfig) -> Tensor:
+        """One picture per text.
+
+        Args:
+            texts: B prompts; seeds: one each.
+        Returns:
+            (B, 3, side, side) float32 in [0, 1].
+        """
+        arithmetic = (
+            torch.autocast(self.device.type, torch.bfloat16) if fast_bf16(self.device) else contextlib.nullcontext()
+        )
+        with torch.no_grad(), arithmetic:
+            text = self.clip.encode_text(texts, length=self.prior.spec.max_text_len)
+            image_embed = sample_image_embed(
+                self.prior,
+                text,
+                seeds=[mix_seed(seed, 1) for seed in seeds],
+                cond_scale=settings.prior_cond_scale,
+                steps=settings.prior_steps,
+                candidates=settings.candidates,
+            )
+            encodings = None if self.decoder.spec.text_width is None else text.text_encodings
+            return sample_images(
+                self.decoder,
+                image_embed,
+                encodings,
+                seeds=[mix_seed(seed, 2) for seed in seeds],
+                steps=settings.steps,
+                cond_scale=settings.cond_scale,
+                sampler=settings.sampler,
+            ).cpu()
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """Prompts from a .jsonl file (`text`, optional `id`) or a text file, one a line.
+
+    Raises:
+        DataError: no prompt in it.
+    """
+    if path.suffix == ".jsonl":
+        rows = [(row.get("id"), row.get("text")) for row in read_jsonl(path)]
+    else:
+        try:
+            rows = [(None, line.strip()) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except FileNotFoundError:
+            raise DataError(f"{path}: there is no such file of prompts; write one prompt a line.") from None
+    prompts = [Prompt(str(name or f"{number:04d}"), str(text)) for number, (name, text) in enumerate(rows) if text]
+    if len(prompts) < len(rows) or not prompts:
+        raise DataError(f"{path}: {len(rows) - len(prompts)} of {len(rows)} rows have no text; every prompt needs one.")
+    return prompts
+
+
+def generate(config: GenerateConfig, prompts: Sequence[Prompt]) -> Path:
+    """Draw every prompt into `draw.out`; pictures that are there already are kept.
+
+    Returns:
+        the folder, with samples.jsonl (enough to draw each picture again) and manifest.json.
+    """
+    settings, out = config.draw, config.draw.out
+    models = Generator(config.models)
+    recipe = {
+        "clip": models.clip.hash,
+        "prior": models.prior_hash,
+        "decoder": models.decoder_hash,
+        **settings.model_dump(mode="json", exclude={"prompts", "out", "batch_size"}),
+        "prompts": [[prompt.id, prompt.text] for prompt in prompts],
+    }
+    stamp = out / "recipe.json"
+    if stamp.exists() and read_json(stamp) != recipe:
+        raise ConfigError(f"{out}: holds pictures of other models, prompts or settings; name another draw.out or remove it.")
+    if (out / "manifest.json").exists():
+        print(f"{out}: finished before; nothing to do")
+        return out
+    write_json(stamp, recipe)
+    rows = [
+        {
+            "prompt_id": prompt.id,
+            "prompt": prompt.text,
+            "seed": mix_seed(settings.seed, number, k) & 0xFFFFFFFF,
+            "index": number * settings.per_prompt + k,
+            "file": f"{number:04d}-{k:02d}.png",
+            "clip": models.clip.hash,
+            "prior": models.prior_hash,
+            "decoder": models.decoder_hash,
+            "sampler": settings.sampler,
+            "steps": settings.steps,
+            "cond_scale": settings.cond_scale,
+            "prior_steps": settings.prior_steps,
+            "prior_cond_scale": settings.prior_cond_scale,
+            "candidates": settings.candidates,
+        }
+        for number, prompt in enumerate(prompts)
+        for k in range(settings.per_prompt)
+    ]
+    started = time.monotonic()
+    todo = [row for row in rows if not (out / str(row["file"])).exists()]
+    with tqdm(total=len(rows), initial=len(rows) - len(todo), desc="draw", unit="logo", disable=None) as progress:
+        for first in range(0, len(todo), settings.batch_size):
+            _draw_some(models, todo[first : first + settings.batch_size], settings, out)
+            progress.update(len(todo[first : first + settings.batch_size]))
+    write_jsonl(out / "samples.jsonl", rows)
+    sizes = {str(row["file"]): (out / str(row["file"])).stat().st_size for row in rows}
+    write_manifest(
+        out,
+        Manifest(
+            kind="samples",
+            hash=hash_of(recipe),
+            counts={"prompts": len(prompts), "pictures": len(rows)},
+            parents={"clip": models.clip.hash, "prior": models.prior_hash, "decoder": models.decoder_hash},
+            files=sizes,
+            details={"seconds": round(time.monotonic() - started, 2), "drawn_now": len(todo)},
+        ),
+    )
+    return out
+
+
+def _draw_some(models: Generator, rows: Sequence[dict[str, Any]], settings: DrawConfig, out: Path) -> None:
+    pictures = models.draw([str(row["prompt"]) for row in rows], [int(row["seed"]) for row in rows], settings)
+    for row, picture in zip(rows, pictures, strict=True):
+        write_bytes(out / str(row["file"]), png_bytes(from_float(picture.numpy())))

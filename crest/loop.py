@@ -1,0 +1,251 @@
+"""fit(): the one training loop, and the Stage protocol that it drives.
+
+The loop owns time: steps, accumulation, precision, EMA, saving, logging, resuming. A stage owns meaning. Every
+random draw is a pure function of (seed, step, position), so a resumed run ends with the same weights, bit for bit
+on a CPU, as one that never stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from crest.checkpoint import CARD, WEIGHTS, State, export_weights, load_state, save_state
+from crest.config import OptimConfig, RunConfig
+from crest.ema import Ema
+from crest.errors import RunError
+from crest.learning_rate import learning_rate, set_learning_rate
+from crest.records import Split, hash_of, read_json, write_json
+from crest.tracker import Tracker
+from crest.world import World, mix_seed, open_world
+
+Metrics = Mapping[str, float]
+Batch = TypeVar("Batch")
+
+
+class Stage(Protocol[Batch]):
+    """What learns, from what, by which measure: five answers and the card that travels with the weights."""
+
+    best_by: str
+    """the validation figure that `best.safetensors` keeps; a name ending in "loss" is better when lower"""
+
+    def model(self) -> nn.Module:
+        """What learns, built and filled with its starting weights."""
+        ...
+
+    def batches(self, split: Split, world: World, start: int) -> Iterator[Batch]:
+        """What it reads, from step `start`: micro-batches, `accumulation` of them a step."""
+        ...
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """What it minimises, with figures to log; all of them scalars."""
+        ...
+
+    def validate(self, model: nn.Module, world: World) -> dict[str, float]:
+        """How it is judged (EMA weights), the same on every process."""
+        ...
+
+    def preview(self, model: nn.Module) -> dict[str, Tensor]:
+        """What it shows: name -> (N, 3, H, W) in [0, 1]."""
+        ...
+
+    def card(self, model: nn.Module) -> dict[str, Any]:
+        """What the weights are: kind, spec, parents, preprocessing."""
+        ...
+
+
+def fit(
+    stage: Stage[Any],
+    run: RunConfig,
+    optim: OptimConfig,
+    *,
+    recipe: Mapping[str, Any],
+    world: World | None = None,
+    accumulation: int = 1,
+    export_best: bool = False,
+) -> Path:
+    """Train a stage to its last step and export its weights; run again after a stop, it goes on.
+
+    Args:
+        recipe: the resolved config, stored with the run; a folder of another recipe is refused.
+        accumulation: micro-batches per optimizer step, as `stage.batches` yields them.
+        export_best: export the best validated EMA weights instead of the last.
+    Returns:
+        the exported weights file.
+    Raises:
+        RunError: another recipe's run folder, or a loss that is not finite (before the optimizer step).
+    """
+    world = world or open_world(run.device, run.precision)
+    _claim(run.dir, recipe, world)
+    weights = run.dir / WEIGHTS
+    if (run.dir / CARD).exists() and weights.exists():
+        if world.is_main:
+            print(f"{run.dir}: finished before; nothing to do (remove the folder to train again)")
+        return weights
+    torch.manual_seed(mix_seed(run.seed))
+    state = _start(stage, run, optim, world)
+    model, optimizer = world.prepare(state.model, state.optimizer)
+    tracker = Tracker(run.dir, state.step, active=world.is_main)
+    batches = stage.batches("train", world, state.step)
+    progress = tqdm(
+        total=run.steps, initial=state.step, desc=run.dir.name, unit="step", disable=None if world.is_main else True
+    )
+    if state.step == 0:
+        _validate(stage, state, world, tracker, run)
+    model.train()
+    while state.step < run.steps:
+        lr = learning_rate(state.step, run.steps, optim)
+        set_learning_rate(optimizer, lr)
+        figures = _train_step(stage, model, optimizer, batches, world, run, optim, state.step, accumulation)
+        state.ema.update(state.model, state.step)
+        state.step += 1
+        progress.update()
+        if _due(state.step, run.log_every, run.steps):
+            metrics = world.mean({f"train/{name}": float(value) for name, value in figures.items()})
+            tracker.scalars(state.step, {**metrics, "train/lr": lr})
+            progress.set_postfix(loss=f"{metrics['train/loss']:.4f}", refresh=False)
+        if _due(state.step, run.validate_every, run.steps):
+            _validate(stage, state, world, tracker, run)
+            model.train()
+        if _due(state.step, run.preview_every, run.steps) and world.is_main:
+            tracker.images(state.step, stage.preview(state.ema.model))
+        if _due(state.step, run.save_every, run.steps):
+            if world.is_main:
+                save_state(run.dir, state)
+            world.barrier()
+    progress.close()
+    tracker.close()
+    if world.is_main:
+        _export(stage, state, run, recipe, export_best)
+    world.barrier()
+    return weights
+
+
+def _claim(run_dir: Path, recipe: Mapping[str, Any], world: World) -> None:
+    path = run_dir / "config.json"
+    if path.exists():
+        found = read_json(path)
+        if _essence(found) != _essence(recipe):
+            name, old, new = _first_difference(found, recipe)
+            raise RunError(
+                f"{run_dir}: belongs to a run with {name} = {old}, this config has {new}; name another run.dir or "
+                "remove the folder."
+            )
+    world.barrier()
+    if world.is_main and not path.exists():
+        write_json(path, recipe)
+
+
+def _essence(recipe: Mapping[str, Any]) -> str:
+    # where and how finely it is watched does not change what a run is
+    watched = {"dir", "log_every", "preview_every", "save_every", "device"}
+    kept = {**recipe, "run": {key: value for key, value in recipe.get("run", {}).items() if key not in watched}}
+    return hash_of(kept)
+
+
+def _first_difference(found: Any, wanted: Any, name: str = "") -> tuple[str, Any, Any]:
+    if isinstance(found, dict) and isinstance(wanted, Mapping):
+        for key in {**found, **wanted}:
+            if found.get(key) != wanted.get(key) and (name, key) not in {("run", "dir")}:
+                return _first_difference(found.get(key), wanted.get(key), f"{name}.{key}" if name else str(key))
+    return name, found, wanted
+
+
+def _start(stage: Stage[Any], run: RunConfig, optim: OptimConfig, world: World) -> State:
+    model = stage.model().to(world.device)
+    state = State(0, model, Ema(model, optim.ema_decay), build_optimizer(model, optim))
+    if load_state(run.dir, state) and world.is_main:
+        print(f"{run.dir}: going on from step {state.step} of {run.steps}", file=sys.stderr)
+    return state
+
+
+def build_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
+    """AdamW with weight decay on matrices only (norms, biases and single vectors are left alone)."""
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    groups = [
+        {"params": [weight for weight in weights if weight.ndim >= 2], "weight_decay": optim.weight_decay},
+        {"params": [weight for weight in weights if weight.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=optim.lr, betas=optim.betas, fused=True
+    )
+
+
+def _train_step(
+    stage: Stage[Any],
+    model: nn.Module,
+    optimizer: Any,
+    batches: Iterator[Any],
+    world: World,
+    run: RunConfig,
+    optim: OptimConfig,
+    step: int,
+    accumulation: int,
+) -> dict[str, Tensor]:
+    torch.manual_seed(mix_seed(run.seed, step, world.rank))  # dropout inside a network, if any
+    sums: dict[str, Tensor] = {}
+    for micro in range(accumulation):
+        batch = next(batches)
+        with world.accumulate(model, last=micro == accumulation - 1):
+            with world.autocast():
+                loss, figures = stage.loss(model, batch)
+            for name, value in {"loss": loss, **figures}.items():
+                sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value.detach().float() / accumulation
+            _refuse_non_finite(loss, run, step, world)
+            world.backward(loss / accumulation)
+    sums["grad_norm"] = world.accelerator.clip_grad_norm_(model.parameters(), optim.clip_grad_norm).detach()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return sums
+
+
+def _refuse_non_finite(loss: Tensor, run: RunConfig, step: int, world: World) -> None:
+    finite = torch.isfinite(loss.detach()).float()
+    if world.size > 1:
+        torch.distributed.all_reduce(finite, op=torch.distributed.ReduceOp.MIN)
+    if not math.isclose(float(finite), 1.0):
+        raise RunError(
+            f"{run.dir}: the loss at step {step} is {float(loss.detach())}, not a finite number; the weights are those of "
+            f"the step before. Lower optim.lr or look at that batch, and run again."
+        )
+
+
+def _due(step: int, every: int, steps: int) -> bool:
+    return step % every == 0 or step == steps
+
+
+@torch.no_grad()
+def _validate(stage: Stage[Any], state: State, world: World, tracker: Tracker, run: RunConfig) -> None:
+    with world.autocast():
+        metrics = stage.validate(state.ema.model, world)
+    tracker.scalars(state.step, {f"val/{name}": value for name, value in metrics.items()})
+    value = metrics.get(stage.best_by)
+    if value is None:
+        return
+    lower = stage.best_by.endswith("loss")
+    if state.best is None or (value < state.best if lower else value > state.best):
+        state.best, state.best_step = value, state.step
+        if world.is_main:
+            export_weights(run.dir, state.ema.model, stage.card(state.ema.model), name="best.safetensors")
+
+
+def _export(stage: Stage[Any], state: State, run: RunConfig, recipe: Mapping[str, Any], export_best: bool) -> None:
+    card = {
+        **stage.card(state.ema.model),
+        "step": state.step,
+        "best": {"by": stage.best_by, "value": state.best, "step": state.best_step},
+        "recipe": dict(recipe),
+    }
+    if export_best and state.best_step != state.step and (run.dir / "best.safetensors").exists():
+        from crest.checkpoint import load_weights
+
+        load_weights(state.ema.model, run.dir / "best.safetensors")
+        card["step"] = state.best_step
+    export_weights(run.dir, state.ema.model, card)

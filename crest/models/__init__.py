@@ -1,0 +1,1 @@
+"""One door per heavy library: build, load and run the networks that Crest trains."""

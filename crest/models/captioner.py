@@ -1,0 +1,218 @@
+"""Captioners: a picture to a sentence, through transformers. The only file that knows that library.
+
+Three routes: Crest's own ViT-GPT2 (trainable, its tokenizer inside its card), and published captioners from a local
+folder that answer without a prompt (ViT-GPT2, BLIP), or to a chat message (vision-language models). The library's
+image-to-text pipeline is not used: it is gone, and its successor refuses ViT-GPT2 folders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL.Image import Image
+from torch import Tensor, nn
+from transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer, VisionEncoderDecoderModel, ViTConfig, ViTModel
+
+from crest.checkpoint import load_weights, locate_weights, read_card, short_hash
+from crest.config import Config
+from crest.errors import WeightsError
+from crest.images import square, to_array
+from crest.records import hash_of
+
+KIND = "captioner"
+END = "<|end|>"
+
+
+class CaptionerSpec(Config):
+    """Everything needed to build a ViT-GPT2 and to feed it."""
+
+    side_px: int = 64
+    """Side of the pictures that it reads."""
+    patch_px: int = 8
+    """Side of one patch."""
+    width: int = 128
+    """Width of both transformers."""
+    heads: int = 4
+    """Attention heads of both."""
+    encoder_layers: int = 4
+    """Layers that look."""
+    decoder_layers: int = 3
+    """Layers that write."""
+    max_tokens: int = 64
+    """Longest caption."""
+    tokens: tuple[str, ...]
+    """The vocabulary, by id; the last one ends a text."""
+    merges: tuple[str, ...]
+    """The byte-pair merges, in order."""
+
+
+def learn_vocabulary(texts: Iterable[str], size: int) -> dict[str, Any]:
+    """A byte-pair vocabulary of at most `size` tokens for `CaptionerSpec`: {"tokens": …, "merges": …}."""
+    import json
+
+    from tokenizers import ByteLevelBPETokenizer
+
+    learner = ByteLevelBPETokenizer()
+    learner.train_from_iterator(texts, vocab_size=size, min_frequency=2, special_tokens=[], show_progress=False)
+    model = json.loads(learner.to_str())["model"]
+    tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
+    merges = [" ".join(merge) if isinstance(merge, list) else merge for merge in model["merges"]]
+    return {"tokens": (*tokens, END), "merges": tuple(merges)}
+
+
+class CaptionerModel(nn.Module):
+    """A trainable ViT-GPT2 with its tokenizer."""
+
+    def __init__(self, spec: CaptionerSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        vocabulary = {token: number for number, token in enumerate(spec.tokens)}
+        merges = [tuple(merge.split(" ")) for merge in spec.merges]
+        self.tokenizer = GPT2Tokenizer(
+            vocab=vocabulary, merges=merges, unk_token=END, bos_token=END, eos_token=END, pad_token=END
+        )
+        self.end = vocabulary[END]
+        encoder = ViTConfig(
+            image_size=spec.side_px,
+            patch_size=spec.patch_px,
+            hidden_size=spec.width,
+            num_hidden_layers=spec.encoder_layers,
+            num_attention_heads=spec.heads,
+            intermediate_size=4 * spec.width,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
+        decoder = GPT2Config(
+            vocab_size=len(spec.tokens),
+            n_positions=spec.max_tokens,
+            n_embd=spec.width,
+            n_layer=spec.decoder_layers,
+            n_head=spec.heads,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            add_cross_attention=True,
+            is_decoder=True,
+            bos_token_id=self.end,
+            eos_token_id=self.end,
+        )
+        self.network = VisionEncoderDecoderModel(
+            encoder=ViTModel(encoder, add_pooling_layer=False), decoder=GPT2LMHeadModel(decoder)
+        )
+        for settings in (self.network.config, self.network.generation_config):
+            settings.decoder_start_token_id = settings.pad_token_id = settings.eos_token_id = self.end
+        self.network.generation_config.bos_token_id = self.end
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Labels (B, L): token ids with the end mark, -100 (not learned) behind it."""
+        rows = [[*self.tokenizer.encode(text)[: self.spec.max_tokens - 1], self.end] for text in texts]
+        labels = torch.full((len(rows), max(map(len, rows))), -100, dtype=torch.long)
+        for number, row in enumerate(rows):
+            labels[number, : len(row)] = torch.tensor(row)
+        return labels
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Logits (B, L, V) of every next token; images (B, 3, side, side) in [0, 1]."""
+        inputs = labels.masked_fill(labels == -100, self.end)
+        inputs = torch.cat((torch.full_like(inputs[:, :1], self.end), inputs[:, :-1]), dim=1)
+        logits: Tensor = self.network(pixel_values=images * 2 - 1, decoder_input_ids=inputs).logits
+        return logits
+
+    @torch.no_grad()
+    def write(self, images: Tensor) -> list[str]:
+        """Captions by greedy decoding; images (B, 3, side, side) in [0, 1]."""
+        tokens = self.network.generate(
+            pixel_values=images * 2 - 1, max_new_tokens=self.spec.max_tokens - 1, do_sample=False, num_beams=1
+        )
+        return [text.strip() for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+
+
+class Captioner:
+    """A frozen captioner as the scraper uses it.
+
+    Attributes:
+        hash: names the weights, stored with every caption that they wrote.
+    """
+
+    def __init__(self, model: CaptionerModel, hash: str, batch_size: int = 64) -> None:  # noqa: A002
+        self.model, self.hash, self.batch_size = model.eval().requires_grad_(False), hash, batch_size
+
+    def caption(self, pictures: Sequence[Image]) -> list[str]:
+        """One sentence per picture, of any size and mode."""
+        device = next(self.model.parameters()).device
+        side_px, texts = self.model.spec.side_px, []
+        for first in range(0, len(pictures), self.batch_size):
+            arrays = [torch.from_numpy(to_array(square(p, side_px))) for p in pictures[first : first + self.batch_size]]
+            texts += self.model.write(torch.stack(arrays).float().to(device) / 255)
+        return texts
+
+
+class HubCaptioner:
+    """A published captioner from a local folder, by the route that its kind answers to."""
+
+    PROMPT = "Describe this logo in one sentence: shapes, colours, and any words in quotes."
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+
+        self.network = AutoModelForImageTextToText.from_pretrained(folder, local_files_only=True).to(device).eval()
+        self.device, self.hash = device, hash_of(str(folder.name), self.network.num_parameters())
+        self.processor: Any = None
+        if self.network.config.model_type == "vision-encoder-decoder":
+            self._look = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+            self._words = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        else:
+            self.processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+
+    @torch.no_grad()
+    def caption(self, pictures: Sequence[Image]) -> list[str]:
+        """One sentence per picture."""
+        return [self._one(square(picture, max(picture.size))) for picture in pictures]
+
+    def _one(self, picture: Image) -> str:
+        if self.processor is None:
+            pixels = self._look(images=picture, return_tensors="pt").pixel_values.to(self.device)
+            tokens = self.network.generate(pixel_values=pixels, max_new_tokens=60)
+            return str(self._words.batch_decode(tokens, skip_special_tokens=True)[0]).strip()
+        if getattr(self.processor, "chat_template", None):
+            content = [{"type": "image", "image": picture}, {"type": "text", "text": self.PROMPT}]
+            inputs = self.processor.apply_chat_template(
+                [{"role": "user", "content": content}],
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+            ).to(self.device)
+        else:
+            inputs = self.processor(images=picture, return_tensors="pt").to(self.device)
+        tokens = self.network.generate(**inputs, max_new_tokens=80)
+        start = inputs["input_ids"].shape[1] if "input_ids" in inputs and self.processor.chat_template else 0
+        return str(self.processor.batch_decode(tokens[:, start:], skip_special_tokens=True)[0]).strip()
+
+
+def load_captioner_model(place: str | Path) -> tuple[CaptionerModel, str]:
+    """A trainable captioner from a run folder, a file or "stock/captioner": model, hash."""
+    path = locate_weights(place, KIND)
+    model = CaptionerModel(CaptionerSpec.model_validate(read_card(path, KIND)["spec"]))
+    load_weights(model, path)
+    return model, short_hash(path)
+
+
+def load_captioner(place: str | Path, device: str | torch.device = "cpu") -> Captioner | HubCaptioner:
+    """A frozen captioner: Crest's own, or a published one's local folder (with its config.json).
+
+    Raises:
+        WeightsError: nothing there, or a folder that transformers can't read.
+    """
+    folder = Path(place)
+    if (folder / "config.json").exists() and not (folder / "weights.json").exists() and not (folder / "state").exists():
+        try:
+            return HubCaptioner(folder, torch.device(device))
+        except (OSError, ValueError, KeyError) as error:
+            reason = str(error).splitlines()[0]
+            raise WeightsError(f"{folder}: is no captioner that transformers can read ({reason}).") from None
+    model, digest = load_captioner_model(place)
+    return Captioner(model.to(device), digest)

@@ -1,0 +1,181 @@
+"""The decoder: a CLIP image embedding (and text encodings) to pixels, through dalle2-pytorch's U-Net.
+
+Paper: Ramesh et al. 2022 (arXiv 2204.06125), section 2.1. The library's Decoder class is not used: its losses drop
+conditions in validation too, it resizes by nearest neighbour, and its DDIM grid misses x_0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from dalle2_pytorch.dalle2_pytorch import Unet
+from pydantic import Field
+from torch import Tensor, nn
+
+from crest.checkpoint import load_weights, locate_weights, read_card, short_hash
+from crest.config import Config, Prediction, SamplerName, ScheduleName
+from crest.diffusion.noise_schedule import NoiseSchedule
+from crest.diffusion.prediction import to_x_start
+from crest.diffusion.sampling import SAMPLERS
+from crest.models.fast import UnetConditions, unet_conditions, unet_forward
+
+KIND = "decoder"
+
+
+class DecoderSpec(Config):
+    """Everything needed to build one U-Net of a cascade and to run its diffusion."""
+
+    unet_number: int = Field(default=1, ge=1, le=1)
+    """Which U-Net of the cascade this is, from 1."""
+    side_px: int = Field(ge=8)
+    """Side of the pictures that it draws."""
+    image_embed_dim: int
+    """D of the CLIP that conditions it."""
+    text_width: int | None
+    """K of the CLIP that conditions it; null leaves text encodings out."""
+    max_text_len: int = 40
+    """Tokens of text that it looks at."""
+    dim: int = Field(ge=8)
+    """Channels at the outermost level."""
+    dim_mults: tuple[int, ...]
+    """Channels of each level, as multiples of dim."""
+    num_resnet_blocks: int = 1
+    """Residual blocks a level, on top of the first."""
+    cond_dim: int = 64
+    """Width of a condition token."""
+    self_attn: tuple[bool, ...]
+    """Which levels attend to themselves."""
+    attn_heads: int = 4
+    """Heads of self-attention."""
+    attn_dim_head: int = 32
+    """Width of one head of self-attention."""
+    memory_efficient: bool = True
+    """Halve the resolution before a level's blocks instead of after."""
+    init_kernel_px: int = 3
+    """Size of the first convolution."""
+    timesteps: int = 1000
+    """T of the noise schedule."""
+    noise_schedule: ScheduleName = "cosine"
+    """Shape of the noise schedule."""
+    prediction: Prediction = "v"
+    """What the network predicts."""
+
+
+class Decoder(nn.Module):
+    """A U-Net with its noise schedule. Pictures are [-1, 1] inside, [0, 1] at `sample_images`' border."""
+
+    def __init__(self, spec: DecoderSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.noise_schedule = NoiseSchedule(spec.noise_schedule, spec.timesteps)
+        self.unet = Unet(
+            dim=spec.dim,
+            dim_mults=spec.dim_mults,
+            image_embed_dim=spec.image_embed_dim,
+            text_embed_dim=spec.text_width,
+            cond_dim=spec.cond_dim,
+            channels=3,
+            num_resnet_blocks=spec.num_resnet_blocks,
+            self_attn=spec.self_attn,
+            attn_heads=spec.attn_heads,
+            attn_dim_head=spec.attn_dim_head,
+            cond_on_image_embeds=True,
+            cond_on_text_encodings=spec.text_width is not None,
+            max_text_len=spec.max_text_len,
+            memory_efficient=spec.memory_efficient,
+            init_cross_embed=False,
+            init_conv_kernel_size=spec.init_kernel_px,
+        ).to(memory_format=torch.channels_last)
+
+    def conditions(
+        self, image_embed: Tensor, text_encodings: Tensor | None, image_keep: Tensor, text_keep: Tensor
+    ) -> UnetConditions:
+        """What does not depend on the timestep, computed once per picture."""
+        # a unit vector of D numbers has entries of 1/sqrt(D): bring them to the scale of the other tokens
+        return unet_conditions(
+            self.unet, image_embed * self.spec.image_embed_dim**0.5, text_encodings, image_keep, text_keep
+        )
+
+    def predict(self, x_t: Tensor, t: Tensor, conditions: UnetConditions) -> Tensor:
+        """The network's prediction (B, 3, H, W), float32, of the kind that the spec names."""
+        return unet_forward(self.unet, x_t, t, conditions).float()
+
+    def forward(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        image_embed: Tensor,
+        text_encodings: Tensor | None,
+        image_keep: Tensor,
+        text_keep: Tensor,
+    ) -> Tensor:
+        """The training pass: noised pictures [-1, 1] (B, 3, H, W) at timesteps t (B,) to a prediction."""
+        return self.predict(x_t, t, self.conditions(image_embed, text_encodings, image_keep, text_keep))
+
+
+@torch.no_grad()
+def sample_images(
+    decoder: Decoder,
+    image_embed: Tensor,
+    text_encodings: Tensor | None,
+    *,
+    seeds: Sequence[int],
+    steps: int,
+    cond_scale: float,
+    sampler: SamplerName = "dpmpp_2m",
+) -> Tensor:
+    """Draw one picture per row.
+
+    Args:
+        image_embed: (B, D) unit length; text_encodings: (B, L, K) or None.
+        seeds: one a row; a picture depends on its own seed, not on its place in the batch.
+        steps: network evaluations per picture (twice as many rows when guided).
+        cond_scale: classifier-free guidance strength; 1.0 switches it off.
+    Returns:
+        (B, 3, side, side) float32 in [0, 1].
+    Paper: Ho and Salimans 2022 (arXiv 2207.12598), equation 6, with w = cond_scale - 1.
+    """
+    b, spec = len(image_embed), decoder.spec
+    device = image_embed.device
+    noise = torch.stack([_noise(seed, (3, spec.side_px, spec.side_px)) for seed in seeds]).to(device)
+    keep = torch.ones(b, dtype=torch.bool, device=device)
+    guided = cond_scale != 1.0
+    if guided:
+        image_embed = torch.cat((image_embed, image_embed))
+        text_encodings = None if text_encodings is None else torch.cat((text_encodings, text_encodings))
+        keep = torch.cat((keep, ~keep))
+    conditions = decoder.conditions(image_embed, text_encodings, keep, keep)
+    schedule = decoder.noise_schedule
+
+    def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+        if guided:
+            both = decoder.predict(torch.cat((x_t, x_t)), torch.cat((t, t)), conditions)
+            with_condition, without = both.chunk(2)
+            predicted = without + (with_condition - without) * cond_scale
+        else:
+            predicted = decoder.predict(x_t, t, conditions)
+        return to_x_start(spec.prediction, predicted, x_t, schedule.alpha(t, 4), schedule.sigma(t, 4)).clamp(-1, 1)
+
+    drawn = SAMPLERS[sampler](denoise, noise, schedule, steps)
+    return ((drawn + 1) / 2).clamp(0, 1).contiguous()
+
+
+def _noise(seed: int, shape: tuple[int, ...]) -> Tensor:
+    # drawn on the CPU, so that a seed gives the same logo on every device
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def load_decoder(place: str | Path) -> tuple[Decoder, str, dict[str, Any]]:
+    """A decoder from a run folder, a file or "stock/decoder_64": model, hash, card.
+
+    Raises:
+        WeightsError: nothing there, or weights of another architecture.
+    """
+    path = locate_weights(place, KIND)
+    card = read_card(path, KIND)
+    decoder = Decoder(DecoderSpec.model_validate(card["spec"]))
+    load_weights(decoder, path)
+    return decoder, short_hash(path), card

@@ -1,0 +1,276 @@
+"""Exact, faster forward passes for dalle2-pytorch's networks, over the library's own weights and modules.
+
+Same algebra, other order: keys and values absorb the query and output projections where there are few keys, norms
+run in one kernel, feature maps stay channels-last, conditions that do not depend on the timestep are computed once
+per picture, and the prior's last layer computes its one wanted token only. Two things are ours: dropped conditions
+are given as masks, so that they can be a function of the sample instead of a global random state, and norms keep
+their epsilon of 1e-5 in low precision (the library switches to 1e-3 under autocast).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class UnetConditions:
+    """What a U-Net is told about a picture, ready for any timestep."""
+
+    image_hiddens: Tensor | None
+    """(B, 4 dim), added to the time embedding"""
+    image_tokens: Tensor | None
+    """(B, 4, cond_dim), normalised for the outer layers"""
+    mid_tokens: Tensor | None
+    """(B, 4 + L, cond_dim), normalised for the bottleneck"""
+
+
+def _layer_norm(norm: Any, x: Tensor) -> Tensor:
+    if norm.stable:
+        x = x / x.amax(dim=-1, keepdim=True).detach()
+    return F.layer_norm(x, (x.shape[-1],), norm.g.to(x.dtype), None, norm.eps)
+
+
+def unet_conditions(
+    unet: Any, image_embed: Tensor, text_encodings: Tensor | None, image_keep: Tensor, text_keep: Tensor
+) -> UnetConditions:
+    """Compute all that does not depend on the timestep.
+
+    Args:
+        unet: dalle2_pytorch.Unet.
+        image_embed: (B, D); text_encodings: (B, L, K), zero past the end of the text.
+        image_keep, text_keep: (B,) bool; False puts the learned "nothing" in a condition's place.
+    """
+    hiddens = tokens = None
+    if unet.to_image_hiddens is not None:
+        hiddens = unet.to_image_hiddens(image_embed)
+        hiddens = torch.where(image_keep[:, None], hiddens, unet.null_image_hiddens.to(hiddens.dtype))
+    if unet.cond_on_image_embeds:
+        tokens = unet.image_to_tokens(image_embed)
+        tokens = torch.where(image_keep[:, None, None], tokens, unet.null_image_embed.to(tokens.dtype))
+    mid = [tokens] if tokens is not None else []
+    if unet.cond_on_text_encodings and text_encodings is not None:
+        length = unet.max_text_len
+        text = F.pad(text_encodings[:, :length], (0, 0, 0, max(0, length - text_encodings.shape[1])))
+        inside = torch.any(text != 0.0, dim=-1, keepdim=True) & text_keep[:, None, None]
+        words = unet.text_to_cond(text)
+        mid.append(torch.where(inside, words, unet.null_text_embed.to(words.dtype)))
+    return UnetConditions(
+        hiddens,
+        None if tokens is None else unet.norm_cond(tokens),
+        unet.norm_mid_cond(torch.cat(mid, dim=1)) if mid else None,
+    )
+
+
+def unet_forward(unet: Any, x: Tensor, t: Tensor, conditions: UnetConditions, lowres: Tensor | None = None) -> Tensor:
+    """The U-Net's prediction (B, C, H, W) for a noised picture x at timesteps t (B,)."""
+    if lowres is not None:
+        x = torch.cat((x, lowres), dim=1)
+    x = unet.init_conv(x.contiguous(memory_format=torch.channels_last))
+    first = x
+    hiddens = unet.to_time_hiddens(t.float())
+    time_tokens = unet.to_time_tokens(hiddens)
+    time = unet.to_time_cond(hiddens)
+    if conditions.image_hiddens is not None:
+        time = time + conditions.image_hiddens
+    outer, mid = unet.norm_cond(time_tokens), unet.norm_mid_cond(time_tokens)
+    if conditions.image_tokens is not None:
+        outer = torch.cat((outer, conditions.image_tokens.to(outer.dtype)), dim=1)
+    if conditions.mid_tokens is not None:
+        mid = torch.cat((mid, conditions.mid_tokens.to(mid.dtype)), dim=1)
+    time = F.silu(time)
+
+    if unet.init_resnet_block is not None:
+        x = _resnet_block(unet.init_resnet_block, x, time, outer)
+    skips: list[Tensor] = []
+    for before, block, blocks, attention, after in unet.downs:
+        if before is not None:
+            x = _downsample(before, x)
+        x = _resnet_block(block, x, time, outer)
+        for other in blocks:
+            x = _resnet_block(other, x, time, outer)
+            skips.append(x)
+        x = _self_attention(attention, x)
+        skips.append(x)
+        if after is not None:
+            x = _downsample(after, x)
+    x = _resnet_block(unet.mid_block1, x, time, mid)
+    if unet.mid_attn is not None:
+        x = _self_attention(unet.mid_attn, x)
+    x = _resnet_block(unet.mid_block2, x, time, mid)
+    fmaps: list[Tensor] = []
+    for block, blocks, attention, upsample in unet.ups:
+        x = _resnet_block(block, torch.cat((x, skips.pop() * unet.skip_connect_scale), dim=1), time, outer)
+        for other in blocks:
+            x = _resnet_block(other, torch.cat((x, skips.pop() * unet.skip_connect_scale), dim=1), time, outer)
+        x = _self_attention(attention, x)
+        fmaps.append(x)
+        x = upsample(x)
+    x = unet.upsample_combiner(x, fmaps)
+    x = _resnet_block(unet.final_resnet_block, torch.cat((x, first), dim=1), time, None)
+    if lowres is not None:
+        x = torch.cat((x, lowres), dim=1)
+    out: Tensor = unet.to_out(x)
+    return out
+
+
+def _downsample(module: Any, x: Tensor) -> Tensor:
+    # the library's pixel-unshuffle and 1x1 convolution are one 2x2 convolution of stride 2
+    if isinstance(module, torch.nn.Sequential) and len(module) == 2 and isinstance(module[1], torch.nn.Conv2d):
+        conv = module[1]
+        out, channels = conv.weight.shape[0], conv.weight.shape[1] // 4
+        weight = conv.weight.view(out, channels, 2, 2)
+        return F.conv2d(x, weight, conv.bias, stride=2)
+    result: Tensor = module(x)
+    return result
+
+
+def _block(block: Any, x: Tensor, scale_shift: Tensor | None) -> Tensor:
+    x = block.norm(block.project(x))
+    if scale_shift is not None:
+        scale, shift = scale_shift[:, :, None, None].chunk(2, dim=1)
+        x = torch.addcmul(shift.to(x.dtype), x, scale.to(x.dtype) + 1)
+    return F.silu(x)
+
+
+def _resnet_block(module: Any, x: Tensor, time: Tensor, tokens: Tensor | None) -> Tensor:
+    # `time` has been through the SiLU that starts every block's time MLP
+    scale_shift = module.time_mlp[1](time) if module.time_mlp is not None else None
+    h = _block(module.block1, x, scale_shift)
+    if module.cross_attn is not None:
+        b, c, height, width = h.shape
+        rows = h.permute(0, 2, 3, 1).reshape(b, height * width, c)
+        rows = rows + _cross_attention(module.cross_attn, rows, tokens)
+        h = rows.view(b, height, width, c).permute(0, 3, 1, 2)
+    h = _block(module.block2, h, None)
+    result: Tensor = h + module.res_conv(x)
+    return result
+
+
+def _cross_attention(module: Any, x: Tensor, context: Tensor | None) -> Tensor:
+    assert context is not None
+    if module.cosine_sim:
+        out: Tensor = module(x, context)
+        return out
+    b, n, width = x.shape
+    heads = module.heads
+    key, value = module.to_kv(module.norm_context(context)).chunk(2, dim=-1)
+    key, value = (part.view(b, -1, heads, part.shape[-1] // heads) for part in (key, value))
+    null_key, null_value = (row.to(key.dtype).expand(b, 1, heads, -1) for row in module.null_kv)
+    key, value = torch.cat((null_key, key), dim=1), torch.cat((null_value, value), dim=1)
+    keys, dim_head = key.shape[1], key.shape[-1]
+    x = _layer_norm(module.norm, x)
+    projection, norm = module.to_out
+    if heads * keys <= 2 * heads * dim_head:
+        # few keys: fold W_q into the keys and W_out into the values
+        query_weight = module.to_q.weight.view(heads, dim_head, width)
+        out_weight = projection.weight.view(width, heads, dim_head)
+        folded_key = torch.einsum("bmhe,hed->bdhm", key, query_weight.to(key.dtype)).reshape(b, width, heads * keys)
+        folded_value = torch.einsum("bmhe,dhe->bhmd", value, out_weight.to(value.dtype)).reshape(b, heads * keys, width)
+        weights = (torch.bmm(x.to(folded_key.dtype), folded_key) * module.scale).view(b, n, heads, keys)
+        weights = weights.float().softmax(dim=-1).to(folded_value.dtype).view(b, n, heads * keys)
+        return _layer_norm(norm, torch.bmm(weights, folded_value))
+    query = module.to_q(x).view(b, n, heads, dim_head).transpose(1, 2)
+    mixed = F.scaled_dot_product_attention(query, key.transpose(1, 2), value.transpose(1, 2), scale=module.scale)
+    return _layer_norm(norm, projection(mixed.transpose(1, 2).reshape(b, n, heads * dim_head)))
+
+
+def _self_attention(module: Any, x: Tensor) -> Tensor:
+    if isinstance(module, torch.nn.Identity):
+        return x
+    residual = getattr(module, "fn", None)
+    attention = getattr(residual, "fn", None)
+    if attention is None or not hasattr(attention, "null_kv"):
+        result: Tensor = module(x)
+        return result
+    b, c, height, width = x.shape
+    rows = x.permute(0, 2, 3, 1).reshape(b, height * width, c)
+    rows = rows + _attention(attention, rows, None)
+    return rows.view(b, height, width, c).permute(0, 3, 1, 2)
+
+
+def _attention(module: Any, x: Tensor, bias: Tensor | None, last: bool = False) -> Tensor:
+    """Multi-query attention; `last` computes the last token's row only; `bias` (h, n, n + 1) holds the causal mask."""
+    b, n, _ = x.shape
+    x = _layer_norm(module.norm, x)
+    key, value = module.to_kv(x).chunk(2, dim=-1)
+    query = module.to_q(x if not last else x[:, -1:])
+    query = query.view(b, query.shape[1], module.heads, -1).transpose(1, 2) * module.scale
+    if module.rotary_emb is not None:
+        rotary = module.rotary_emb
+        query = rotary.rotate_queries_or_keys(query, offset=n - 1 if last else 0)
+        key = rotary.rotate_queries_or_keys(key)
+    null_key, null_value = (row.to(key.dtype).expand(b, 1, -1) for row in module.null_kv)
+    key, value = torch.cat((null_key, key.to(null_key.dtype)), dim=1), torch.cat((null_value, value), dim=1)
+    if module.cosine_sim:
+        query, key = F.normalize(query, dim=-1), F.normalize(key, dim=-1)
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    if bias is not None:
+        bias = (bias[:, -1:] if last else bias).to(query.dtype)
+    mixed = F.scaled_dot_product_attention(
+        query,
+        key[:, None].expand(-1, module.heads, -1, -1),
+        value[:, None].expand(-1, module.heads, -1, -1),
+        attn_mask=bias,
+        scale=module.scale,  # the library multiplies both query and key by its square root
+    )
+    projection, norm = module.to_out
+    return _layer_norm(norm, projection(mixed.transpose(1, 2).reshape(b, query.shape[2], -1)))
+
+
+def prior_forward(
+    net: Any,
+    image_embed: Tensor,
+    t: Tensor,
+    text_embed: Tensor,
+    text_encodings: Tensor,
+    text_keep: Tensor,
+    image_keep: Tensor,
+) -> Tensor:
+    """dalle2_pytorch.DiffusionPriorNetwork's prediction (B, D) for a noised, scaled image embedding.
+
+    Args:
+        text_encodings: (B, L, D), zero past the end of the text.
+        text_keep, image_keep: (B,) bool; False puts the learned "nothing" in a condition's place.
+    Paper: Ramesh et al. 2022 (arXiv 2204.06125), section 2.2: the sequence is encoded text, text embedding,
+        timestep, noised image embedding, and a final query whose output is the prediction.
+    """
+    b, dim = image_embed.shape
+    text = net.to_text_embeds(text_embed)
+    image = net.to_image_embeds(image_embed)
+    words = F.pad(text_encodings[:, : net.max_text_len], (0, 0, 0, max(0, net.max_text_len - text_encodings.shape[1])))
+    inside = torch.any(words != 0.0, dim=-1, keepdim=True) & text_keep[:, None, None]
+    words = torch.where(inside, words, net.null_text_encodings.to(words.dtype))
+    text = torch.where(text_keep[:, None, None], text, net.null_text_embeds.to(text.dtype))
+    image = torch.where(image_keep[:, None, None], image, net.null_image_embed.to(image.dtype))
+    time = net.to_time_embeds(t.to(image_embed.dtype) if net.continuous_embedded_time else t)
+    query = net.learned_query.expand(b, 1, dim)
+    x = torch.cat((words, text, time, image, query.to(words.dtype)), dim=1)
+
+    transformer = net.causal_transformer
+    x = transformer.init_norm(x)
+    n = x.shape[1]
+    bias = transformer.rel_pos_bias(n, n + 1, device=x.device)
+    bias = bias.masked_fill(torch.ones(n, n + 1, dtype=torch.bool, device=x.device).triu(2), -math.inf)
+    depth = len(transformer.layers)
+    for number, (attention, feed_forward) in enumerate(transformer.layers):
+        final = number == depth - 1
+        mixed = _attention(attention, x, bias, last=final)
+        x = mixed + (x[:, -1:] if final else x)
+        x = _feed_forward(feed_forward, x) + x
+    norm = transformer.norm
+    x = _layer_norm(norm, x) if hasattr(norm, "g") else norm(x)
+    out: Tensor = transformer.project_out(x)[:, -1]
+    return out
+
+
+def _feed_forward(module: Any, x: Tensor) -> Tensor:
+    x = _layer_norm(module[0], x)
+    for layer in list(module)[1:]:
+        x = _layer_norm(layer, x) if hasattr(layer, "g") else layer(x)
+    return x

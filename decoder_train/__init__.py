@@ -1,0 +1,1 @@
+"""Train the decoder: CLIP image embeddings to pixels."""

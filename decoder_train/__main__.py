@@ -1,0 +1,36 @@
+"""Train one U-Net of the decoder: CLIP image embeddings to pixels."""
+
+from __future__ import annotations
+
+import sys
+
+from crest.config import run_command
+from decoder_train.config import DecoderTrainConfig
+
+
+def check(config: DecoderTrainConfig) -> None:
+    """Look whether the inputs exist."""
+    from crest.records import read_manifest
+
+    read_manifest(config.data.shards, "shards", "python -m scraper.pack (make shards)")
+    read_manifest(config.data.embeddings, "embeddings", "python -m clip_train.embed (make embed)")
+
+
+def main(config: DecoderTrainConfig) -> None:
+    """Train, or go on."""
+    from crest.loop import fit
+    from crest.world import open_world
+    from decoder_train.stage import DecoderStage
+
+    world = open_world(config.run.device, config.run.precision)
+    mine, micro = world.share(config.optim.batch_size, config.optim.device_batch_size)
+    recipe = config.model_dump(mode="json", exclude={"schema_"})
+    path = fit(
+        DecoderStage(config), config.run, config.optim, recipe=recipe, world=world, accumulation=mine // micro
+    )
+    if world.is_main:
+        print(f"decoder: {path}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command("decoder_train", DecoderTrainConfig, main, check=check))

@@ -1,0 +1,59 @@
+"""What can be turned in decoder training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from crest.config import Config, FileConfig, OptimConfig, RunConfig, SamplerName
+
+
+class DecoderDataConfig(Config):
+    """What the decoder learns from."""
+
+    shards: Path
+    """Folder of WebDataset shards with a manifest."""
+    embeddings: Path
+    """Embeddings of those shards, made by clip_train.embed; joined by id."""
+    validate_samples: int = Field(default=128, ge=1)
+    """Logos of the validation split that the loss is measured on, at most."""
+
+
+class DecoderModelConfig(Config):
+    """What the decoder starts from: exactly one of `start` and `scratch`."""
+
+    start: str | None = None
+    """A run folder, a .safetensors file or "stock/decoder_64"."""
+    accept_other_clip: bool = False
+    """Start from weights that belong to another CLIP: right after that CLIP was fine-tuned, wrong otherwise."""
+    scratch: dict[str, Any] | None = None
+    """A DecoderSpec (its embedding sizes are taken from the embeddings): train from random weights."""
+    image_cond_drop_prob: float = Field(default=0.1, ge=0, lt=1)
+    """Share of samples whose image embedding is dropped."""
+    text_cond_drop_prob: float = Field(default=0.1, ge=0, lt=1)
+    """Share of samples whose text encodings are dropped, independent of the other."""
+    both_cond_drop_prob: float = Field(default=0.1, ge=0, lt=1)
+    """Share of samples that lose both, which is what guidance subtracts."""
+    min_snr_gamma: float | None = Field(default=None, gt=0)
+    """Clamp of the signal-to-noise ratio in the loss weight; null weighs every timestep alike."""
+    preview_steps: int = Field(default=20, ge=1)
+    """Denoising steps of a preview."""
+    preview_cond_scale: float = 2.0
+    """Guidance of a preview."""
+    preview_sampler: SamplerName = "dpmpp_2m"
+    """Sampler of a preview."""
+
+
+class DecoderTrainConfig(FileConfig):
+    """Decoder training."""
+
+    run: RunConfig
+    """Where and how often."""
+    data: DecoderDataConfig
+    """From what."""
+    model: DecoderModelConfig
+    """What."""
+    optim: OptimConfig
+    """How."""

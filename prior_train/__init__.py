@@ -1,0 +1,1 @@
+"""Train the diffusion prior: captions to CLIP image embeddings."""

@@ -1,0 +1,35 @@
+"""Train the diffusion prior: captions to CLIP image embeddings."""
+
+from __future__ import annotations
+
+import sys
+
+from crest.config import run_command
+from prior_train.config import PriorTrainConfig
+
+
+def check(config: PriorTrainConfig) -> None:
+    """Look whether the inputs exist."""
+    from crest.records import read_manifest
+
+    read_manifest(config.data.embeddings, "embeddings", "python -m clip_train.embed (make embed)")
+
+
+def main(config: PriorTrainConfig) -> None:
+    """Train, or go on."""
+    from crest.loop import fit
+    from crest.world import open_world
+    from prior_train.stage import PriorStage
+
+    world = open_world(config.run.device, config.run.precision)
+    mine, micro = world.share(config.optim.batch_size, config.optim.device_batch_size)
+    recipe = config.model_dump(mode="json", exclude={"schema_"})
+    path = fit(
+        PriorStage(config), config.run, config.optim, recipe=recipe, world=world, accumulation=mine // micro
+    )
+    if world.is_main:
+        print(f"prior: {path}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command("prior_train", PriorTrainConfig, main, check=check))
