@@ -1,0 +1,1 @@
+"""A blind survey of people: export a page, tally the answers."""
