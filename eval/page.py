@@ -118,13 +118,17 @@ class Strip:
     """"better", "worse" or "even" """
 
 
-def forest(strips: Sequence[Strip], *, left: str, right: str, description: str) -> str:
-    """A forest plot as inline SVG; each strip has its own scale, the line of no difference is common.
+def forest(
+    strips: Sequence[Strip], *, left: str, right: str, description: str, common_reach: float | None = None
+) -> str:
+    """A forest plot as inline SVG; the line of no difference is common to all strips.
 
     Args:
+        strips: top to bottom.
         left: what lies left of the line.
         right: what lies right of it.
         description: for those who can't see it.
+        common_reach: the scale of all strips, from the line to the edge; by default each has its own.
     """
     width, row, top = 960, 40, 46
     x0, x1 = 230, 640
@@ -138,7 +142,7 @@ def forest(strips: Sequence[Strip], *, left: str, right: str, description: str) 
     ]
     for number, strip in enumerate(strips):
         y = top + row * number + 14
-        reach = max(abs(strip.low), abs(strip.high), 1e-12)
+        reach = common_reach or max(abs(strip.low), abs(strip.high), 1e-12)
         scale = (x1 - x0) / 2 / reach
         a, b, m = (middle + scale * value for value in (strip.low, strip.high, strip.value))
         colour = f"var(--{strip.tone})"

@@ -205,7 +205,7 @@ def figure(value: float, *, is_share: bool = False) -> str:
     if not math.isfinite(value):
         return "–"
     if is_share:
-        return f"{100 * value:.1f} %".replace("-", "−")
+        return f"{100 * value:.1f}\u00a0%".replace("-", "−")
     if value == 0:
         return "0"
     digits = max(0, 2 - math.floor(math.log10(abs(value))))
@@ -216,10 +216,10 @@ def span(interval: Interval, *, is_share: bool = False) -> str:
     """A difference with its interval in words; shares differ by points."""
     unit = " points" if is_share else ""
     value, low, high = (
-        figure(number, is_share=is_share).removesuffix(" %")
+        figure(number, is_share=is_share).removesuffix("\u00a0%")
         for number in (interval.value, interval.low, interval.high)
     )
-    return f"{value}{unit} (95 % interval {low} to {high})"
+    return f"{value}{unit} (95\u00a0% interval {low} to {high})"
 
 
 def p_text(p: float | None) -> str:
