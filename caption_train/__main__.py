@@ -26,7 +26,13 @@ def main(config: CaptionTrainConfig) -> None:
     mine, micro = world.share(config.optim.batch_size, config.optim.device_batch_size)
     recipe = config.model_dump(mode="json", exclude={"schema_"})
     path = fit(
-        CaptionStage(config), config.run, config.optim, recipe=recipe, world=world, accumulation=mine // micro, export_best=True
+        CaptionStage(config),
+        config.run,
+        config.optim,
+        recipe=recipe,
+        world=world,
+        accumulation=mine // micro,
+        export_best=True,
     )
     if world.is_main:
         print(f"captioner: {path}")

@@ -62,16 +62,20 @@ def read_captioned(config: CaptionDataConfig, side_px: int) -> tuple[Captioned, 
         return train, val, splits[0].shards_hash
     records = [record for record in read_records(folder / "records.jsonl") if is_whole(record)]
     # groups, not pictures: an era of a club that is held out must not be learned from another one
-    held_out = [int(hash_of("caption", record.group), 16) % 1000 < config.val_share * 1000 for record in records]
+    held_out = [
+        int(hash_of("caption", record.group), 16) % 1000 < config.val_share * 1000 for record in records
+    ]
     sides = [
-        _read(folder, [record for record, out in zip(records, held_out, strict=True) if out is wanted], side_px)
+        _read(
+            folder, [record for record, out in zip(records, held_out, strict=True) if out is wanted], side_px
+        )
         for wanted in (False, True)
     ]
     for side, name in zip(sides, ("learn from", "hold out"), strict=True):
         if not side.captions:
             raise DataError(
-                f"{folder}: {len(records)} logos have a whole description, which leaves none to {name}; the captioner "
-                "needs more captioned logos, or caption with stock/captioner as it is."
+                f"{folder}: {len(records)} logos have a whole description, which leaves none to {name}; the "
+                "captioner needs more captioned logos, or caption with stock/captioner as it is."
             )
     return sides[0], sides[1], hash_of([record.id for record in records])
 

@@ -1,4 +1,4 @@
-"""The captioner's five answers: what learns, what it reads, what it minimises, how it is judged, what it shows."""
+"""The captioner's five answers: what learns, from what, by which measure, how it is judged and shown."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ class CaptionStage:
         if config.model.start is None:
             vocabulary = learn_vocabulary(self.train.captions, config.model.vocabulary_size)
             torch.manual_seed(config.run.seed)
-            self._model = CaptionerModel(CaptionerSpec.model_validate({**(config.model.scratch or {}), **vocabulary}))
+            self._model = CaptionerModel(
+                CaptionerSpec.model_validate({**(config.model.scratch or {}), **vocabulary})
+            )
 
     def model(self) -> nn.Module:
         """The captioner, filled with its starting weights."""
@@ -48,7 +50,9 @@ class CaptionStage:
         optim = self.config.optim
         _, micro = world.share(optim.batch_size, optim.device_batch_size)
         sizes = (optim.batch_size, micro)
-        return batches(self.train, self._model, self.config.data.shift_px, self.config.run.seed, sizes, world, start)
+        return batches(
+            self.train, self._model, self.config.data.shift_px, self.config.run.seed, sizes, world, start
+        )
 
     def loss(self, model: nn.Module, batch: CaptionBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross entropy of the next token."""

@@ -41,8 +41,10 @@ class ClipData:
         self._crop = model.crop
         self._caption_numbers = number_captions(self.train)
 
-    def batches(self, seed: int, batch_size: int, micro: int, world: World, start: int) -> Iterator[ClipBatch]:
-        """Endless batches from step `start`; order and augmentation depend on (seed, step, position) alone."""
+    def batches(
+        self, seed: int, batch_size: int, micro: int, world: World, start: int
+    ) -> Iterator[ClipBatch]:
+        """Endless batches from step `start`, a pure function of seed, step and position."""
         mine = batch_size // world.size
         step = start
         while True:
@@ -63,7 +65,9 @@ class ClipData:
 def number_captions(pictures: Pictures) -> np.ndarray:
     """One number per distinct caption (case and spaces aside), (N,) int64."""
     numbers: dict[str, int] = {}
-    return np.array([numbers.setdefault(" ".join(text.lower().split()), len(numbers)) for text in pictures.captions])
+    return np.array(
+        [numbers.setdefault(" ".join(text.lower().split()), len(numbers)) for text in pictures.captions]
+    )
 
 
 def augment(images: Tensor, draw: Draw, shift_px: int, noise: float) -> Tensor:

@@ -72,7 +72,9 @@ def _embed(clip: ClipEncoder, pictures: Pictures, rows: tuple[int, int], batch_s
         text = clip.encode_text(pictures.captions[first:last], length=length)
         texts.append(text.text_embed.cpu())
         encodings.append(text.text_encodings.half().cpu())
-    return EmbeddingShard(pictures.ids[rows[0] : rows[1]], torch.cat(images), torch.cat(texts), torch.cat(encodings))
+    return EmbeddingShard(
+        pictures.ids[rows[0] : rows[1]], torch.cat(images), torch.cat(texts), torch.cat(encodings)
+    )
 
 
 if TYPE_CHECKING:

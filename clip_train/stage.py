@@ -1,4 +1,4 @@
-"""CLIP's five answers: what learns, what it reads, what it minimises, how it is judged, what it shows."""
+"""CLIP's five answers: what learns, from what, by which measure, how it is judged and shown."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.distributed.nn.functional
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -16,6 +17,8 @@ from crest.errors import ConfigError, DataError
 from crest.models.clip import KIND, ClipModel, ClipSpec, load_clip_model, load_pretrained
 from crest.records import Split, hash_of
 from crest.world import World
+
+PREPROCESSING = "flatten alpha on white, pad square on white, resize antialiased, centre and scale"
 
 
 class ClipStage:
@@ -32,8 +35,8 @@ class ClipStage:
         self.data = ClipData(config.data, self._model)
         if len(self.data.val) < 2:
             raise DataError(
-                f"{config.data.shards}: the val split holds {len(self.data.val)} logos, expected at least 2; pack more "
-                "logos or a larger pack.val_share."
+                f"{config.data.shards}: the val split holds {len(self.data.val)} logos, expected at least 2; "
+                "pack more logos or a larger pack.val_share."
             )
 
     def model(self) -> nn.Module:
@@ -55,8 +58,13 @@ class ClipStage:
             positives = (same[:, None] == same[None, :]).float()
             targets = positives / positives.sum(dim=1, keepdim=True)
             loss = (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
-        hits = (logits.argmax(dim=1)[:, None] == torch.arange(len(logits), device=logits.device)[None]).float()
-        return loss, {"batch_r_at_1": (hits * positives).sum(dim=1).mean(), "logit_scale": logit_scale.detach()}
+        hits = (
+            logits.argmax(dim=1)[:, None] == torch.arange(len(logits), device=logits.device)[None]
+        ).float()
+        return loss, {
+            "batch_r_at_1": (hits * positives).sum(dim=1).mean(),
+            "logit_scale": logit_scale.detach(),
+        }
 
     @torch.no_grad()
     def validate(self, model: nn.Module, world: World) -> dict[str, float]:
@@ -66,7 +74,11 @@ class ClipStage:
         logits = model.clip.logit_scale.exp().clamp(max=100) * image_embed @ text_embed.T
         index = torch.arange(len(logits), device=logits.device)
         loss = (F.cross_entropy(logits, index) + F.cross_entropy(logits.T, index)) / 2
-        return {"loss": float(loss), "samples": float(len(logits)), **retrieval_metrics(image_embed, text_embed, same)}
+        return {
+            "loss": float(loss),
+            "samples": float(len(logits)),
+            **retrieval_metrics(image_embed, text_embed, same),
+        }
 
     def _embed_val(self, model: ClipModel) -> tuple[Tensor, Tensor, Tensor]:
         val, device = self.data.val, model.mean.device
@@ -82,7 +94,7 @@ class ClipStage:
 
     @torch.no_grad()
     def preview(self, model: nn.Module) -> dict[str, Tensor]:
-        """A retrieval grid: a row per caption, its own logo first, then the five that the model finds nearest."""
+        """A row per caption: its own logo first, then the five that the model finds nearest."""
         assert isinstance(model, ClipModel)
         image_embed, text_embed, _ = self._embed_val(model)
         rows = min(8, len(image_embed))
@@ -96,7 +108,7 @@ class ClipStage:
         return {
             "kind": KIND,
             "spec": model.spec.model_dump(mode="json"),
-            "preprocessing": "flatten alpha on white, pad square on white, resize antialiased, centre and scale",
+            "preprocessing": PREPROCESSING,
             "parents": {**self._parents, "shards": self.data.train.shards_hash},
         }
 
@@ -106,15 +118,21 @@ def _starting_model(config: ClipTrainConfig) -> tuple[ClipModel, dict[str, str]]
     given = [name for name in ("start", "pretrained", "scratch") if getattr(model, name) is not None]
     if len(given) != 1:
         found = " and ".join(given) or "none"
-        raise ConfigError(f"model: found {found}, expected exactly one of start, pretrained and scratch; keep one.")
+        raise ConfigError(
+            f"model: found {found}, expected exactly one of start, pretrained and scratch; keep one."
+        )
     if model.start is not None:
         clip, digest, parents = load_clip_model(model.start)
         # every ancestor is named, so that a reference CLIP can be told from all of them
-        ancestors = {f"ancestor {value}": value for name, value in parents.items() if name.startswith(("start", "anc"))}
+        ancestors = {
+            f"ancestor {value}": value for name, value in parents.items() if name.startswith(("start", "anc"))
+        }
         return clip, {"start": digest, **ancestors}
     if model.pretrained is not None:
         if model.architecture is None:
-            raise ConfigError("model.architecture is missing; pretrained weights need the architecture's name.")
+            raise ConfigError(
+                "model.architecture is missing; pretrained weights need the architecture's name."
+            )
         return load_pretrained(model.architecture, model.pretrained), {
             "start": hash_of(model.architecture, model.pretrained)
         }
@@ -130,4 +148,4 @@ def _gather(share: Tensor) -> Tensor:
         parts = [torch.empty_like(share) for _ in range(torch.distributed.get_world_size())]
         torch.distributed.all_gather(parts, share)
         return torch.cat(parts)
-    return torch.cat(torch.distributed.nn.all_gather(share))
+    return torch.cat(torch.distributed.nn.functional.all_gather(share))  # type: ignore[no-untyped-call]

@@ -20,12 +20,22 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """The console script `crest`: prompts on the line, or a config."""
     parser = argparse.ArgumentParser(prog="crest", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help='for instance "a red shield with a white star"')
-    parser.add_argument("--config", type=Path, metavar="FILE", help="a generate.json; default: stock weights into ./logos")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="section.field=value", help="change one setting; repeatable"
+        "prompts", nargs="*", metavar="PROMPT", help='for instance "a red shield with a white star"'
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved config, check inputs, exit")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="a generate.json; default: stock weights into ./logos"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="section.field=value",
+        help="change one setting; repeatable",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the resolved config, check inputs, exit"
+    )
     arguments = parser.parse_args(argv)
     if not arguments.prompts and arguments.config is None:
         parser.error('give a prompt, as in: crest "a red shield with a white star", or --config FILE')
@@ -50,11 +60,16 @@ def _run(arguments: argparse.Namespace) -> None:
     elif config.draw.prompts is not None:
         prompts = read_prompts(config.draw.prompts)
     else:
-        raise ConfigError(f"{arguments.config}: draw.prompts is missing and no prompt stands on the line; give one.")
+        raise ConfigError(
+            f"{arguments.config}: draw.prompts is missing and no prompt stands on the line; give one."
+        )
     if not arguments.dry_run:
         out = generate(config, prompts)
         shown = [str(path) for path in sorted(out.glob("*.png"))[:4]]
-        print(f"{len(prompts) * config.draw.per_prompt} logos in {out}: {', '.join(shown)}{' …' if len(shown) == 4 else ''}")
+        print(
+            f"{len(prompts) * config.draw.per_prompt} logos in {out}: "
+            f"{', '.join(shown)}{' …' if len(shown) == 4 else ''}"
+        )
 
 
 def _line_config(prompts: Sequence[str], overrides: Sequence[str]) -> GenerateConfig:

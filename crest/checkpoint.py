@@ -1,7 +1,7 @@
 """Resumable state and exported weights, all of it safetensors and JSON: nothing is ever pickled or unpickled.
 
-A state is a folder `state/step-00000200/` that appears whole (written beside, then renamed). Exported weights are
-`weights.safetensors` with `weights.json`: architecture, preprocessing, hashes of the parents, recipe.
+A state is a folder `state/step-00000200/` that appears whole (written beside, then renamed). Exported weights
+are `weights.safetensors` with `weights.json`: architecture, preprocessing, hashes of the parents, recipe.
 """
 
 from __future__ import annotations
@@ -84,7 +84,9 @@ def load_state(run_dir: Path, state: State) -> bool:
         _restore(state.optimizer, load_file(folder / "optimizer.safetensors"), saved["groups"])
     except (RuntimeError, KeyError, SafetensorError) as error:
         first_line = str(error).splitlines()[0]
-        raise RunError(f"{folder}: does not fit this run's model ({first_line}); name another run.dir.") from None
+        raise RunError(
+            f"{folder}: does not fit this run's model ({first_line}); name another run.dir."
+        ) from None
     state.step, state.best, state.best_step = saved["step"], saved["best"], saved["best_step"]
     return True
 
@@ -114,7 +116,9 @@ def _flatten(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[
     return tensors, saved["param_groups"]
 
 
-def _restore(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: list[dict[str, Any]]) -> None:
+def _restore(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: list[dict[str, Any]]
+) -> None:
     entries: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         index, _, name = key.partition(".")
@@ -143,7 +147,9 @@ def export_weights(
     """
     tensors = _tensors(model)
     if half:
-        tensors = {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
+        tensors = {
+            key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()
+        }
     path = folder / name
     _write(path, tensors, {"kind": str(card["kind"])})
     write_json(folder / name.replace(".safetensors", ".json"), {**card, "sha256": file_hash(path)})
@@ -163,7 +169,9 @@ def locate_weights(place: str | Path, kind: str) -> Path:
         return path
     if folder.is_dir():
         raise WeightsError(f"{folder}: holds no {WEIGHTS}; finish the run that makes this {kind} first.")
-    raise WeightsError(f"{text}: there are no {kind} weights; expected a run folder, a .safetensors file or stock/{kind}.")
+    raise WeightsError(
+        f"{text}: there are no {kind} weights; expected a run folder, a .safetensors file or stock/{kind}."
+    )
 
 
 def read_card(path: Path, kind: str) -> dict[str, Any]:
@@ -174,7 +182,9 @@ def read_card(path: Path, kind: str) -> dict[str, Any]:
     """
     card_path = path.with_suffix(".json")
     if not card_path.exists():
-        raise WeightsError(f"{path}: has no {card_path.name} beside it, so its architecture is unknown; copy both files.")
+        raise WeightsError(
+            f"{path}: has no {card_path.name} beside it, so its architecture is unknown; copy both files."
+        )
     card: dict[str, Any] = read_json(card_path)
     if card.get("kind") != kind:
         raise WeightsError(f"{path}: holds a {card.get('kind')}, expected a {kind}; name the right weights.")
@@ -192,19 +202,28 @@ def load_weights(model: nn.Module, path: Path) -> None:
         with safe_open(path, framework="pt") as stream:
             found = {name: tuple(stream.get_slice(name).get_shape()) for name in stream.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path}: is not a whole safetensors file ({error}); copy or export it again.") from None
+        raise WeightsError(
+            f"{path}: is not a whole safetensors file ({error}); copy or export it again."
+        ) from None
     for name, tensor in wanted.items():
         if name not in found:
-            raise WeightsError(f"{path}: lacks {name}, which this architecture has; the weights are of another one.")
+            raise WeightsError(
+                f"{path}: lacks {name}, which this architecture has; the weights are of another one."
+            )
         if found[name] != tuple(tensor.shape):
             raise WeightsError(
-                f"{path}: {name} is {found[name]}, expected {tuple(tensor.shape)}; the weights are of another architecture."
+                f"{path}: {name} is {found[name]}, expected {tuple(tensor.shape)}; the weights are of "
+                "another architecture."
             )
     extra = sorted(set(found) - set(wanted))
     if extra:
-        raise WeightsError(f"{path}: holds {extra[0]}, which this architecture has not; the weights are of another one.")
+        raise WeightsError(
+            f"{path}: holds {extra[0]}, which this architecture has not; the weights are of another one."
+        )
     tensors = load_file(path)
-    model.load_state_dict({name: tensors[name].to(tensor.dtype) for name, tensor in wanted.items()}, strict=True)
+    model.load_state_dict(
+        {name: tensors[name].to(tensor.dtype) for name, tensor in wanted.items()}, strict=True
+    )
 
 
 def short_hash(path: Path) -> str:

@@ -11,8 +11,9 @@ from torch import nn
 class Ema:
     """An exponential moving average of a model's weights.
 
-    The factor starts low, min(decay, (1 + step) / (10 + step)), so that a short run does not export its random
-    start. Frozen weights and buffers are copied, never averaged (averaging would blur a noise schedule).
+    The factor starts low, min(decay, (1 + step) / (10 + step)), so that a short run does not export its
+    random start. Frozen weights and buffers are copied, never averaged (averaging would blur a noise
+    schedule).
 
     Args:
         model: the unwrapped model.
@@ -31,7 +32,9 @@ class Ema:
         source = dict(model.named_parameters())
         target = dict(self.model.named_parameters())
         torch._foreach_lerp_(
-            [target[name].data for name in self._trained], [source[name].data for name in self._trained], 1 - decay
+            [target[name].data for name in self._trained],
+            [source[name].data for name in self._trained],
+            1 - decay,
         )
         for average, current in zip(self.model.buffers(), model.buffers(), strict=True):
             average.copy_(current)

@@ -1,8 +1,9 @@
 """Embedding shards: what a CLIP made of a split, joined to it by id.
 
-`{split}-000000.safetensors` holds image_embed (N, D), text_embed (N, D) and text_encodings (N, L, K), all float16 to
-halve the files (unit vectors lose less than 1e-3 by it; they are made unit length again on reading). The manifest
-names the CLIP and the shards that they stem from: a prior and a decoder of different CLIPs refuse to meet.
+`{split}-000000.safetensors` holds image_embed (N, D), text_embed (N, D) and text_encodings (N, L, K), all
+float16 to halve the files (unit vectors lose less than 1e-3 by it; they are made unit length again on
+reading). The manifest names the CLIP and the shards that they stem from: a prior and a decoder of different
+CLIPs refuse to meet.
 """
 
 from __future__ import annotations
@@ -19,7 +20,16 @@ from safetensors.torch import save
 from torch import Tensor
 
 from crest.errors import DataError
-from crest.records import SPLITS, Manifest, Split, file_hash, hash_of, read_manifest, write_bytes, write_manifest
+from crest.records import (
+    SPLITS,
+    Manifest,
+    Split,
+    file_hash,
+    hash_of,
+    read_manifest,
+    write_bytes,
+    write_manifest,
+)
 
 MADE_BY = "python -m clip_train.embed (make embed)"
 
@@ -58,7 +68,10 @@ def read_embedding_shard(path: Path) -> EmbeddingShard:
             ids = json.loads(stream.metadata()["ids"])
             image, text = stream.get_tensor("image_embed").float(), stream.get_tensor("text_embed").float()
             return EmbeddingShard(
-                ids, F.normalize(image, dim=-1), F.normalize(text, dim=-1), stream.get_tensor("text_encodings")
+                ids,
+                F.normalize(image, dim=-1),
+                F.normalize(text, dim=-1),
+                stream.get_tensor("text_encodings"),
             )
     except (SafetensorError, OSError, KeyError) as error:
         raise DataError(f"{path}: is not a whole embedding shard ({error}); run {MADE_BY} again.") from None
@@ -85,10 +98,15 @@ def read_embeddings(folder: Path, split: Split) -> EmbeddingShard:
         DataError: unfinished, cut short, or without this split.
     """
     manifest = read_manifest(folder, "embeddings", MADE_BY)
-    shards = [read_embedding_shard(folder / name) for name in sorted(manifest.files) if name.startswith(f"{split}-")]
+    shards = [
+        read_embedding_shard(folder / name) for name in sorted(manifest.files) if name.startswith(f"{split}-")
+    ]
     if not shards:
         have = ", ".join(name for name in SPLITS if manifest.counts.get(name)) or "nothing"
-        raise DataError(f"{folder}: holds no {split} split (it has {have}); pack shards with a {split} share and embed again.")
+        raise DataError(
+            f"{folder}: holds no {split} split (it has {have}); pack shards with a {split} share and embed "
+            "again."
+        )
     length = max(shard.text_encodings.shape[1] for shard in shards)
     return EmbeddingShard(
         [name for shard in shards for name in shard.ids],

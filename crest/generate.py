@@ -1,4 +1,4 @@
-"""Text to logo: CLIP, prior and decoder composed, and a folder of pictures that can be drawn again bit for bit.
+"""Text to logo: CLIP, prior and decoder composed, and a folder of pictures that can be drawn again.
 
 A logo depends on its prompt and its own seed alone, up to the rounding of a batch's arithmetic.
 """
@@ -23,7 +23,16 @@ from crest.images import from_float
 from crest.models.clip import ClipEncoder, load_clip
 from crest.models.decoder import Decoder, load_decoder, sample_images
 from crest.models.prior import Prior, load_prior, sample_image_embed
-from crest.records import Manifest, hash_of, read_json, read_jsonl, write_bytes, write_json, write_jsonl, write_manifest
+from crest.records import (
+    Manifest,
+    hash_of,
+    read_json,
+    read_jsonl,
+    write_bytes,
+    write_json,
+    write_jsonl,
+    write_manifest,
+)
 from crest.shards import png_bytes
 from crest.world import fast_bf16, mix_seed, pick_device
 
@@ -101,8 +110,8 @@ class Generator:
             found = card.get("parents", {}).get("clip", "?")
             if found != self.clip.hash:
                 raise WeightsError(
-                    f"{place}: was trained with CLIP {found}, but {config.clip} is {self.clip.hash}; name the CLIP that it "
-                    "was trained with, or train it on embeddings of this one."
+                    f"{place}: was trained with CLIP {found}, but {config.clip} is {self.clip.hash}; name "
+                    "the CLIP that it was trained with, or train it on embeddings of this one."
                 )
         self.prior: Prior = prior.to(self.device).eval()
         self.decoder: Decoder = decoder.to(self.device).eval()
@@ -116,7 +125,9 @@ class Generator:
             (B, 3, side, side) float32 in [0, 1].
         """
         arithmetic = (
-            torch.autocast(self.device.type, torch.bfloat16) if fast_bf16(self.device) else contextlib.nullcontext()
+            torch.autocast(self.device.type, torch.bfloat16)
+            if fast_bf16(self.device)
+            else contextlib.nullcontext()
         )
         with torch.no_grad(), arithmetic:
             text = self.clip.encode_text(texts, length=self.prior.spec.max_text_len)
@@ -150,12 +161,18 @@ def read_prompts(path: Path) -> list[Prompt]:
         rows = [(row.get("id"), row.get("text")) for row in read_jsonl(path)]
     else:
         try:
-            rows = [(None, line.strip()) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            rows = [
+                (None, line.strip()) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
+            ]
         except FileNotFoundError:
             raise DataError(f"{path}: there is no such file of prompts; write one prompt a line.") from None
-    prompts = [Prompt(str(name or f"{number:04d}"), str(text)) for number, (name, text) in enumerate(rows) if text]
+    prompts = [
+        Prompt(str(name or f"{number:04d}"), str(text)) for number, (name, text) in enumerate(rows) if text
+    ]
     if len(prompts) < len(rows) or not prompts:
-        raise DataError(f"{path}: {len(rows) - len(prompts)} of {len(rows)} rows have no text; every prompt needs one.")
+        raise DataError(
+            f"{path}: {len(rows) - len(prompts)} of {len(rows)} rows have no text; every prompt needs one."
+        )
     return prompts
 
 
@@ -176,7 +193,9 @@ def generate(config: GenerateConfig, prompts: Sequence[Prompt]) -> Path:
     }
     stamp = out / "recipe.json"
     if stamp.exists() and read_json(stamp) != recipe:
-        raise ConfigError(f"{out}: holds pictures of other models, prompts or settings; name another draw.out or remove it.")
+        raise ConfigError(
+            f"{out}: holds pictures of other models, prompts or settings; name another draw.out or remove it."
+        )
     if (out / "manifest.json").exists():
         print(f"{out}: finished before; nothing to do")
         return out
@@ -203,7 +222,9 @@ def generate(config: GenerateConfig, prompts: Sequence[Prompt]) -> Path:
     ]
     started = time.monotonic()
     todo = [row for row in rows if not (out / str(row["file"])).exists()]
-    with tqdm(total=len(rows), initial=len(rows) - len(todo), desc="draw", unit="logo", disable=None) as progress:
+    with tqdm(
+        total=len(rows), initial=len(rows) - len(todo), desc="draw", unit="logo", disable=None
+    ) as progress:
         for first in range(0, len(todo), settings.batch_size):
             _draw_some(models, todo[first : first + settings.batch_size], settings, out)
             progress.update(len(todo[first : first + settings.batch_size]))

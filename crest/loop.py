@@ -1,8 +1,8 @@
 """fit(): the one training loop, and the Stage protocol that it drives.
 
-The loop owns time: steps, accumulation, precision, EMA, saving, logging, resuming. A stage owns meaning. Every
-random draw is a pure function of (seed, step, position), so a resumed run ends with the same weights, bit for bit
-on a CPU, as one that never stopped.
+The loop owns time: steps, accumulation, precision, EMA, saving, logging, resuming. A stage owns meaning.
+Every random draw is a pure function of (seed, step, position), so a resumed run ends with the same weights,
+bit for bit on a CPU, as one that never stopped.
 """
 
 from __future__ import annotations
@@ -95,7 +95,11 @@ def fit(
     tracker = Tracker(run.dir, state.step, active=world.is_main)
     batches = stage.batches("train", world, state.step)
     progress = tqdm(
-        total=run.steps, initial=state.step, desc=run.dir.name, unit="step", disable=None if world.is_main else True
+        total=run.steps,
+        initial=state.step,
+        desc=run.dir.name,
+        unit="step",
+        disable=None if world.is_main else True,
     )
     if state.step == 0:
         _validate(stage, state, world, tracker, run)
@@ -135,8 +139,8 @@ def _claim(run_dir: Path, recipe: Mapping[str, Any], world: World) -> None:
         if _essence(found) != _essence(recipe):
             name, old, new = _first_difference(found, recipe)
             raise RunError(
-                f"{run_dir}: belongs to a run with {name} = {old}, this config has {new}; name another run.dir or "
-                "remove the folder."
+                f"{run_dir}: belongs to a run with {name} = {old}, this config has {new}; name another "
+                "run.dir or remove the folder."
             )
     world.barrier()
     if world.is_main and not path.exists():
@@ -146,7 +150,10 @@ def _claim(run_dir: Path, recipe: Mapping[str, Any], world: World) -> None:
 def _essence(recipe: Mapping[str, Any]) -> str:
     # where and how finely it is watched does not change what a run is
     watched = {"dir", "log_every", "preview_every", "save_every", "device"}
-    kept = {**recipe, "run": {key: value for key, value in recipe.get("run", {}).items() if key not in watched}}
+    kept = {
+        **recipe,
+        "run": {key: value for key, value in recipe.get("run", {}).items() if key not in watched},
+    }
     return hash_of(kept)
 
 
@@ -154,7 +161,9 @@ def _first_difference(found: Any, wanted: Any, name: str = "") -> tuple[str, Any
     if isinstance(found, dict) and isinstance(wanted, Mapping):
         for key in {**found, **wanted}:
             if found.get(key) != wanted.get(key) and (name, key) not in {("run", "dir")}:
-                return _first_difference(found.get(key), wanted.get(key), f"{name}.{key}" if name else str(key))
+                return _first_difference(
+                    found.get(key), wanted.get(key), f"{name}.{key}" if name else str(key)
+                )
     return name, found, wanted
 
 
@@ -197,7 +206,10 @@ def _train_step(
             with world.autocast():
                 loss, figures = stage.loss(model, batch)
             for name, value in {"loss": loss, **figures}.items():
-                sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value.detach().float() / accumulation
+                sums[name] = (
+                    sums.get(name, torch.zeros((), device=value.device))
+                    + value.detach().float() / accumulation
+                )
             _refuse_non_finite(loss, run, step, world)
             world.backward(loss / accumulation)
     sums["grad_norm"] = world.accelerator.clip_grad_norm_(model.parameters(), optim.clip_grad_norm).detach()
@@ -212,8 +224,8 @@ def _refuse_non_finite(loss: Tensor, run: RunConfig, step: int, world: World) ->
         torch.distributed.all_reduce(finite, op=torch.distributed.ReduceOp.MIN)
     if not math.isclose(float(finite), 1.0):
         raise RunError(
-            f"{run.dir}: the loss at step {step} is {float(loss.detach())}, not a finite number; the weights are those of "
-            f"the step before. Lower optim.lr or look at that batch, and run again."
+            f"{run.dir}: the loss at step {step} is {float(loss.detach())}, not a finite number; the weights "
+            f"are those of the step before. Lower optim.lr or look at that batch, and run again."
         )
 
 
@@ -236,7 +248,9 @@ def _validate(stage: Stage[Any], state: State, world: World, tracker: Tracker, r
             export_weights(run.dir, state.ema.model, stage.card(state.ema.model), name="best.safetensors")
 
 
-def _export(stage: Stage[Any], state: State, run: RunConfig, recipe: Mapping[str, Any], export_best: bool) -> None:
+def _export(
+    stage: Stage[Any], state: State, run: RunConfig, recipe: Mapping[str, Any], export_best: bool
+) -> None:
     card = {
         **stage.card(state.ema.model),
         "step": state.step,

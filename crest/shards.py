@@ -1,9 +1,9 @@
 """Write and read WebDataset shards, and bring their pictures to one size, once.
 
-The only file that knows webdataset. A sample is `<id>.png` (alpha kept), `<id>.txt` (its caption) and `<id>.json`
-(what is known of it). `open_pictures` decodes a split once into a memory-mapped file of one side length, so that
-every later epoch reads pixels at the speed of memory and any sample can be reached by number: that is what makes
-data order a pure function of the seed.
+The only file that knows webdataset. A sample is `<id>.png` (alpha kept), `<id>.txt` (its caption) and
+`<id>.json` (what is known of it). `open_pictures` decodes a split once into a memory-mapped file of one side
+length, so that every later epoch reads pixels at the speed of memory and any sample can be reached by number:
+that is what makes data order a pure function of the seed.
 """
 
 from __future__ import annotations
@@ -103,7 +103,10 @@ def _write_one(
 ) -> None:
     part = path.with_name(path.name + ".part")
     try:
-        with part.open("wb") as stream, webdataset.TarWriter(stream, mtime=0.0, user="crest", group="crest") as writer:
+        with (
+            part.open("wb") as stream,
+            webdataset.TarWriter(stream, mtime=0.0, user="crest", group="crest") as writer,
+        ):
             for sample in shard:
                 writer.write(
                     {
@@ -133,8 +136,10 @@ def read_samples(folder: Path, split: Split) -> Iterator[Sample]:
     for name in sorted(name for name in manifest.files if name.startswith(f"{split}-")):
         path = folder / name
         try:
-            # tar members are read by hand into groups of one key by webdataset; a broken file must not be skipped
-            dataset = webdataset.WebDataset(str(path), shardshuffle=False, empty_check=False, handler=_reraise)
+            # webdataset would rather skip a broken file than stop at it
+            dataset = webdataset.WebDataset(
+                str(path), shardshuffle=False, empty_check=False, handler=_reraise
+            )
             for entry in dataset:
                 yield _sample(entry, path)
         except (tarfile.TarError, EOFError, OSError) as error:
@@ -177,7 +182,8 @@ class Pictures:
 def open_pictures(folder: Path, split: Split, side_px: int) -> Pictures:
     """A split's pictures, flattened on white, padded square and resized with antialiasing, decoded once.
 
-    The pixels are kept in `<folder>/../pixels/`, named after the shards' hash, and are made again when it changes.
+    The pixels are kept in `<folder>/../pixels/`, named after the shards' hash, and are made again when it
+    changes.
     """
     manifest = read_manifest(folder, "shards", MADE_BY)
     cache = folder.parent / "pixels"
@@ -191,11 +197,17 @@ def open_pictures(folder: Path, split: Split, side_px: int) -> Pictures:
         np.memmap(pixel_path, dtype=np.uint8, mode="r", shape=shape) if rows else np.zeros(shape, np.uint8)
     )
     return Pictures(
-        [row["id"] for row in rows], [row["caption"] for row in rows], [row["group"] for row in rows], pixels, manifest.hash
+        [row["id"] for row in rows],
+        [row["caption"] for row in rows],
+        [row["group"] for row in rows],
+        pixels,
+        manifest.hash,
     )
 
 
-def _decode_split(folder: Path, split: Split, side_px: int, count: int, index_path: Path, pixel_path: Path) -> None:
+def _decode_split(
+    folder: Path, split: Split, side_px: int, count: int, index_path: Path, pixel_path: Path
+) -> None:
     index_path.parent.mkdir(parents=True, exist_ok=True)
     # several processes may start at once: each writes its own part, the last rename wins with equal bytes
     part = pixel_path.with_name(f"{pixel_path.name}.{os.getpid()}.part")
@@ -203,11 +215,17 @@ def _decode_split(folder: Path, split: Split, side_px: int, count: int, index_pa
     try:
         with part.open("wb") as stream:
             for sample in tqdm(
-                read_samples(folder, split), total=count, desc=f"decode {split} at {side_px} px", unit="logo", disable=None
+                read_samples(folder, split),
+                total=count,
+                desc=f"decode {split} at {side_px} px",
+                unit="logo",
+                disable=None,
             ):
                 picture = square(decode(sample.image, f"{folder} {sample.id}"), side_px)
                 stream.write(to_array(picture).tobytes())
-                rows.append({"id": sample.id, "caption": sample.caption, "group": sample.meta.get("group", sample.id)})
+                rows.append(
+                    {"id": sample.id, "caption": sample.caption, "group": sample.meta.get("group", sample.id)}
+                )
         part.replace(pixel_path)
         index_part = index_path.with_name(f"{index_path.name}.{os.getpid()}.part")
         index_part.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
@@ -227,13 +245,17 @@ def png_bytes(picture: Any) -> bytes:
 def batch_numbers(seed: int, size: int, batch_size: int, step: int) -> NDArray[np.int64]:
     """Which samples step `step` (from 0) reads: epochs are seeded permutations, laid end to end.
 
-    Every sample is seen once an epoch and none is dropped at its end; a batch larger than the data is refused.
+    Every sample is seen once an epoch and none is dropped at its end; a batch larger than the data is
+    refused.
 
     Raises:
         DataError: fewer samples than one batch.
     """
     if size < batch_size:
-        raise DataError(f"the training split holds {size} samples, fewer than one batch; set optim.batch_size to {size} or less.")
+        raise DataError(
+            f"the training split holds {size} samples, fewer than one batch; set optim.batch_size to {size} "
+            "or less."
+        )
     first = step * batch_size
     numbers: list[NDArray[np.int64]] = []
     while sum(map(len, numbers)) < batch_size:

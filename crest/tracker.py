@@ -1,7 +1,7 @@
 """Scalars and previews of a run: metrics.jsonl for programs, TensorBoard for eyes.
 
-The only file that knows tensorboard. After a resume, lines and events past the resumed step are dropped, so that a
-stopped run leaves the same record as one that never stopped.
+The only file that knows tensorboard. After a resume, lines and events past the resumed step are dropped, so
+that a stopped run leaves the same record as one that never stopped.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ class Tracker:
         from torch.utils.tensorboard import SummaryWriter
 
         if self._path.exists():
-            write_jsonl(self._path, (row for row in _whole_rows(self._path) if row["step"] < start or start == -1))
+            write_jsonl(
+                self._path, (row for row in _whole_rows(self._path) if row["step"] < start or start == -1)
+            )
         self._writer = SummaryWriter(str(run_dir), purge_step=start if start > 0 else None)
 
     def scalars(self, step: int, metrics: Mapping[str, float]) -> None:

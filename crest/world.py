@@ -1,7 +1,7 @@
 """Rank, world size, device and precision: who computes, on what, in which arithmetic.
 
-The only file that knows accelerate. It prepares model and optimizer only: accelerate would broadcast a streamed
-loader from rank 0 and step a scheduler once per process, so batches and learning rate stay ours.
+The only file that knows accelerate. It prepares model and optimizer only: accelerate would broadcast a
+streamed loader from rank 0 and step a scheduler once per process, so batches and learning rate stay ours.
 """
 
 from __future__ import annotations
@@ -47,12 +47,15 @@ class Draw:
     Args:
         seed: of the run.
         step: optimizer step.
-        first: position of this device's first sample in the global batch; a multiple of DRAW_CHUNK or the batch
+        first: position of this device's first sample in the global batch; a multiple of DRAW_CHUNK or the
+        batch
             is drawn with a partly used chunk.
         count: samples on this device.
     """
 
-    def __init__(self, seed: int, step: int, first: int, count: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, seed: int, step: int, first: int, count: int, device: torch.device | str = "cpu"
+    ) -> None:
         self.seed, self.step, self.first, self.count = seed, step, first, count
         self.device = torch.device(device)
 
@@ -144,7 +147,8 @@ class World:
         """
         if batch_size % self.size:
             raise ConfigError(
-                f"optim.batch_size: {batch_size} over {self.size} processes does not divide; take a multiple of {self.size}."
+                f"optim.batch_size: {batch_size} over {self.size} processes does not divide; take a multiple "
+                f"of {self.size}."
             )
         mine = batch_size // self.size
         micro = min(device_batch_size or mine, mine)
@@ -202,18 +206,21 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(f'run.device: found "{name}", expected "auto", "cpu", "cuda" or "cuda:N".') from None
+        raise ConfigError(
+            f'run.device: found "{name}", expected "auto", "cpu", "cuda" or "cuda:N".'
+        ) from None
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise DeviceError(
-                f'run.device: "{name}" was asked for, but this machine has no CUDA device that torch can use; '
+                f'run.device: "{name}" was asked for, but this machine has no CUDA device that torch can '
+                "use; "
                 'take "auto" or "cpu".'
             )
         index = _local_rank() if device.index is None else device.index
         if index >= torch.cuda.device_count():
             raise DeviceError(
-                f'run.device: "{name}" was asked for, but there are {torch.cuda.device_count()} CUDA devices; '
-                "count from cuda:0."
+                f'run.device: "{name}" was asked for, but there are {torch.cuda.device_count()} CUDA '
+                "devices; count from cuda:0."
             )
         return torch.device("cuda", index)
     if device.type != "cpu":
@@ -232,7 +239,9 @@ def pick_precision(name: Precision, device: torch.device) -> str:
             return "bf16"
         return "fp16" if device.type == "cuda" else "fp32"
     if name == "fp16" and device.type == "cpu":
-        raise ConfigError('run.precision: "fp16" on a CPU is slower than fp32; take "auto", "bf16" or "fp32".')
+        raise ConfigError(
+            'run.precision: "fp16" on a CPU is slower than fp32; take "auto", "bf16" or "fp32".'
+        )
     return name
 
 
@@ -248,6 +257,10 @@ def open_world(device_name: str = "auto", precision: Precision = "auto") -> Worl
     arithmetic = pick_precision(precision, device)
     torch.set_float32_matmul_precision("high" if device.type == "cuda" else "medium")
     accelerator = Accelerator(
-        cpu=device.type == "cpu", mixed_precision="fp16" if arithmetic == "fp16" else "no", step_scheduler_with_optimizer=False
+        cpu=device.type == "cpu",
+        mixed_precision="fp16" if arithmetic == "fp16" else "no",
+        step_scheduler_with_optimizer=False,
     )
-    return World(accelerator.process_index, accelerator.num_processes, accelerator.device, arithmetic, accelerator)
+    return World(
+        accelerator.process_index, accelerator.num_processes, accelerator.device, arithmetic, accelerator
+    )

@@ -27,7 +27,7 @@ class DecoderModelConfig(Config):
     start: str | None = None
     """A run folder, a .safetensors file or "stock/decoder_64"."""
     accept_other_clip: bool = False
-    """Start from weights that belong to another CLIP: right after that CLIP was fine-tuned, wrong otherwise."""
+    """Start from weights of another CLIP: right where this one was fine-tuned from it, wrong otherwise."""
     scratch: dict[str, Any] | None = None
     """A DecoderSpec (its embedding sizes are taken from the embeddings): train from random weights."""
     image_cond_drop_prob: float = Field(default=0.1, ge=0, lt=1)

@@ -1,4 +1,4 @@
-"""Shards and embeddings, joined by id, to batches; every process reads its own part of the same global batch."""
+"""Shards and embeddings, joined by id, to batches; every process reads its part of one global batch."""
 
 from __future__ import annotations
 
@@ -42,13 +42,15 @@ class DecoderData:
         made_from = embeddings_parents(embeddings).get("shards")
         if made_from != self.pictures.shards_hash:
             raise DataError(
-                f"{embeddings}: made from shards {made_from}, but {shards} is {self.pictures.shards_hash}; run "
-                "python -m clip_train.embed again."
+                f"{embeddings}: made from shards {made_from}, but {shards} is {self.pictures.shards_hash}; "
+                "run python -m clip_train.embed again."
             )
         row_of = {name: row for row, name in enumerate(shard.ids)}
         missing = [name for name in self.pictures.ids if name not in row_of]
         if missing:
-            raise DataError(f"{embeddings}: lacks {len(missing)} of the logos in {shards} ({missing[0]} …); embed again.")
+            raise DataError(
+                f"{embeddings}: lacks {len(missing)} of the logos in {shards} ({missing[0]} …); embed again."
+            )
         order = torch.tensor([row_of[name] for name in self.pictures.ids], dtype=torch.long)
         self.image_embed = shard.image_embed[order]
         self.text_encodings = shard.text_encodings[order]
@@ -62,7 +64,9 @@ class DecoderData:
             draw,
         )
 
-    def batches(self, seed: int, batch_size: int, micro: int, world: World, start: int) -> Iterator[DecoderBatch]:
+    def batches(
+        self, seed: int, batch_size: int, micro: int, world: World, start: int
+    ) -> Iterator[DecoderBatch]:
         """Endless micro-batches from step `start`."""
         mine = batch_size // world.size
         step = start

@@ -1,4 +1,4 @@
-"""The decoder's five answers: what learns, what it reads, what it minimises, how it is judged, what it shows."""
+"""The decoder's five answers: what learns, from what, by which measure, how it is judged and shown."""
 
 from __future__ import annotations
 
@@ -43,7 +43,10 @@ class DecoderStage:
         if (model.start is None) == (model.scratch is None):
             raise ConfigError("model: expected exactly one of start and scratch; keep one.")
         val = read_embeddings(data.embeddings, "val")
-        sizes: dict[str, Any] = {"image_embed_dim": val.image_embed.shape[1], "text_width": val.text_encodings.shape[2]}
+        sizes: dict[str, Any] = {
+            "image_embed_dim": val.image_embed.shape[1],
+            "text_width": val.text_encodings.shape[2],
+        }
         if model.start is None:
             torch.manual_seed(self.config.run.seed)
             scratch = model.scratch or {}
@@ -55,13 +58,15 @@ class DecoderStage:
         if trained_with != self.parents["clip"] and not model.accept_other_clip:
             raise WeightsError(
                 f"{model.start}: belongs to CLIP {trained_with}, but {data.embeddings} was made with CLIP "
-                f"{self.parents['clip']}; embed with that CLIP, or set model.accept_other_clip where the second was "
-                "fine-tuned from the first."
+                f"{self.parents['clip']}; embed with that CLIP, or set model.accept_other_clip where the "
+                "second was fine-tuned from the first."
             )
         for name, size in sizes.items():
             found = getattr(decoder.spec, name)
             if found is not None and found != size:
-                raise WeightsError(f"{model.start}: has {name} {found}, the embeddings have {size}; name weights that fit.")
+                raise WeightsError(
+                    f"{model.start}: has {name} {found}, the embeddings have {size}; name weights that fit."
+                )
         return decoder
 
     def model(self) -> nn.Module:
@@ -84,7 +89,9 @@ class DecoderStage:
         t = stratified(batch.draw, self._model.spec.timesteps)
         return self._error(model, batch, t, image_keep, text_keep).mean(), {}
 
-    def _error(self, model: nn.Module, batch: DecoderBatch, t: Tensor, image_keep: Tensor, text_keep: Tensor) -> Tensor:
+    def _error(
+        self, model: nn.Module, batch: DecoderBatch, t: Tensor, image_keep: Tensor, text_keep: Tensor
+    ) -> Tensor:
         spec, schedule = self._model.spec, self._model.noise_schedule
         x_start = batch.images * 2 - 1
         noise = batch.draw.normal(2, *x_start.shape[1:])
@@ -93,11 +100,13 @@ class DecoderStage:
         predicted = model(x_t, t, batch.image_embed, text, image_keep, text_keep)
         wanted = target(spec.prediction, x_start, noise, schedule.alpha(t, 4), schedule.sigma(t, 4))
         error = (predicted - wanted).square().mean(dim=(1, 2, 3))
-        return error * loss_weight(spec.prediction, schedule.log_snr(t), self.config.model.min_snr_gamma)
+        weight = loss_weight(spec.prediction, schedule.log_snr(t), self.config.model.min_snr_gamma)
+        weighted: Tensor = error * weight
+        return weighted
 
     @torch.no_grad()
     def validate(self, model: nn.Module, world: World) -> dict[str, float]:
-        """Held-out loss with fixed noise and timesteps and nothing dropped, whole and by quarters of the timesteps."""
+        """Held-out loss, noise and timesteps fixed, nothing dropped; whole and by quarters of time."""
         count = min(len(self.val.pictures), self.config.data.validate_samples)
         errors = []
         for first in range(0, count, 64):
@@ -140,6 +149,6 @@ class DecoderStage:
 
 
 def stratified(draw: Draw, timesteps: int) -> Tensor:
-    """Timesteps (B,) int64, uniform each and evenly spread over every eight neighbours of the global batch."""
+    """Timesteps (B,) int64, each uniform, evenly spread over every eight neighbours of the global batch."""
     place = (draw.first + torch.arange(draw.count, device=draw.device)) % 8
     return ((place + draw.uniform(1)) / 8 * timesteps).long()

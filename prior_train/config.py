@@ -16,7 +16,7 @@ class PriorDataConfig(Config):
     embeddings: Path
     """Folder of embeddings made by clip_train.embed."""
     shards: Path | None = None
-    """The shards that the embeddings were made from; with them, previews show the real logos nearest to a guess."""
+    """The shards that were embedded; with them, previews show the real logos nearest to a guess."""
     validate_samples: int = Field(default=256, ge=2)
     """Rows of the validation split that figures are measured on, at most."""
 
@@ -27,7 +27,7 @@ class PriorModelConfig(Config):
     start: str | None = None
     """A run folder, a .safetensors file or "stock/prior"."""
     accept_other_clip: bool = False
-    """Start from weights that belong to another CLIP: right after that CLIP was fine-tuned, wrong otherwise."""
+    """Start from weights of another CLIP: right where this one was fine-tuned from it, wrong otherwise."""
     scratch: dict[str, Any] | None = None
     """A PriorSpec (its embedding sizes are taken from the embeddings): train from random weights."""
     cond_drop_prob: float = Field(default=0.1, ge=0, lt=1)

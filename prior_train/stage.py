@@ -1,4 +1,4 @@
-"""The prior's five answers: what learns, what it reads, what it minimises, how it is judged, what it shows."""
+"""The prior's five answers: what learns, from what, by which measure, how it is judged and shown."""
 
 from __future__ import annotations
 
@@ -42,21 +42,24 @@ class PriorStage:
         model = self.config.model
         if (model.start is None) == (model.scratch is None):
             raise ConfigError("model: expected exactly one of start and scratch; keep one.")
-        sizes = {"image_embed_dim": self.train.image_embed.shape[1], "text_width": self.train.text_encodings.shape[2]}
+        sizes = {
+            "image_embed_dim": self.train.image_embed.shape[1],
+            "text_width": self.train.text_encodings.shape[2],
+        }
         if model.start is not None:
             prior, _, card = load_prior(model.start)
             trained_with = card.get("parents", {}).get("clip", "?")
             if trained_with != self.parents["clip"] and not model.accept_other_clip:
                 raise WeightsError(
-                    f"{model.start}: belongs to CLIP {trained_with}, but {self.config.data.embeddings} was made with CLIP "
-                    f"{self.parents['clip']}; embed with that CLIP, or set model.accept_other_clip where the second was "
-                    "fine-tuned from the first."
+                    f"{model.start}: belongs to CLIP {trained_with}, but {self.config.data.embeddings} was "
+                    f"made with CLIP {self.parents['clip']}; embed with that CLIP, or set "
+                    "model.accept_other_clip where the second was fine-tuned from the first."
                 )
             for name, size in sizes.items():
                 if getattr(prior.spec, name) != size:
                     raise WeightsError(
-                        f"{model.start}: has {name} {getattr(prior.spec, name)}, the embeddings have {size}; name weights "
-                        "that fit."
+                        f"{model.start}: has {name} {getattr(prior.spec, name)}, the embeddings have {size}; "
+                        "name weights that fit."
                     )
             return prior
         torch.manual_seed(self.config.run.seed)
@@ -92,7 +95,7 @@ class PriorStage:
 
     @torch.no_grad()
     def validate(self, model: nn.Module, world: World) -> dict[str, float]:
-        """Held-out loss, and how near its draws come to the true picture, to the text and to another picture."""
+        """Held-out loss, and how near its draws come to the true picture, the text and another picture."""
         assert isinstance(model, Prior)
         batch, _ = self._val(world.device)
         keep = torch.ones(len(batch.image_embed), dtype=torch.bool, device=world.device)

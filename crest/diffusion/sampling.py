@@ -38,8 +38,8 @@ def ddim(denoise: Denoiser, noise: Tensor, schedule: NoiseSchedule, steps: int) 
 def dpmpp_2m(denoise: Denoiser, noise: Tensor, schedule: NoiseSchedule, steps: int) -> Tensor:
     """DPM-Solver++ (2M): second order, one evaluation a step.
 
-    Source: Lu et al. 2022 (arXiv 2211.01095), algorithm 2; lambda = log(alpha/sigma), h = lambda_t - lambda_s. The
-    first and the last step are of first order, the latter because lambda is infinite at x_0.
+    Source: Lu et al. 2022 (arXiv 2211.01095), algorithm 2; lambda = log(alpha/sigma), h = lambda_t -
+    lambda_s. The first and the last step are of first order, the latter because lambda is infinite at x_0.
     """
     x = noise
     times = spaced_timesteps(schedule.timesteps, steps)
@@ -62,4 +62,7 @@ def dpmpp_2m(denoise: Denoiser, noise: Tensor, schedule: NoiseSchedule, steps: i
     return x
 
 
-SAMPLERS: dict[SamplerName, Callable[[Denoiser, Tensor, NoiseSchedule, int], Tensor]] = {"ddim": ddim, "dpmpp_2m": dpmpp_2m}
+SAMPLERS: dict[SamplerName, Callable[[Denoiser, Tensor, NoiseSchedule, int], Tensor]] = {
+    "ddim": ddim,
+    "dpmpp_2m": dpmpp_2m,
+}

@@ -1,8 +1,8 @@
 """Captioners: a picture to a sentence, through transformers. The only file that knows that library.
 
-Three routes: Crest's own ViT-GPT2 (trainable, its tokenizer inside its card), and published captioners from a local
-folder that answer without a prompt (ViT-GPT2, BLIP), or to a chat message (vision-language models). The library's
-image-to-text pipeline is not used: it is gone, and its successor refuses ViT-GPT2 folders.
+Three routes: Crest's own ViT-GPT2 (trainable, its tokenizer inside its card), and published captioners from a
+local folder that answer without a prompt (ViT-GPT2, BLIP), or to a chat message (vision-language models). The
+library's image-to-text pipeline is not used: it is gone, and its successor refuses ViT-GPT2 folders.
 """
 
 from __future__ import annotations
@@ -14,7 +14,14 @@ from typing import Any
 import torch
 from PIL.Image import Image
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer, VisionEncoderDecoderModel, ViTConfig, ViTModel
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPT2Tokenizer,
+    VisionEncoderDecoderModel,
+    ViTConfig,
+    ViTModel,
+)
 
 from crest.checkpoint import load_weights, locate_weights, read_card, short_hash
 from crest.config import Config
@@ -56,7 +63,9 @@ def learn_vocabulary(texts: Iterable[str], size: int) -> dict[str, Any]:
     from tokenizers import ByteLevelBPETokenizer
 
     learner = ByteLevelBPETokenizer()
-    learner.train_from_iterator(texts, vocab_size=size, min_frequency=2, special_tokens=[], show_progress=False)
+    learner.train_from_iterator(
+        texts, vocab_size=size, min_frequency=2, special_tokens=[], show_progress=False
+    )
     model = json.loads(learner.to_str())["model"]
     tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
     merges = [" ".join(merge) if isinstance(merge, list) else merge for merge in model["merges"]]
@@ -145,7 +154,10 @@ class Captioner:
         device = next(self.model.parameters()).device
         side_px, texts = self.model.spec.side_px, []
         for first in range(0, len(pictures), self.batch_size):
-            arrays = [torch.from_numpy(to_array(square(p, side_px))) for p in pictures[first : first + self.batch_size]]
+            arrays = [
+                torch.from_numpy(to_array(square(p, side_px)))
+                for p in pictures[first : first + self.batch_size]
+            ]
             texts += self.model.write(torch.stack(arrays).float().to(device) / 255)
         return texts
 
@@ -158,7 +170,9 @@ class HubCaptioner:
     def __init__(self, folder: Path, device: torch.device) -> None:
         from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
-        self.network = AutoModelForImageTextToText.from_pretrained(folder, local_files_only=True).to(device).eval()
+        self.network = (
+            AutoModelForImageTextToText.from_pretrained(folder, local_files_only=True).to(device).eval()
+        )
         self.device, self.hash = device, hash_of(str(folder.name), self.network.num_parameters())
         self.processor: Any = None
         if self.network.config.model_type == "vision-encoder-decoder":
@@ -208,7 +222,11 @@ def load_captioner(place: str | Path, device: str | torch.device = "cpu") -> Cap
         WeightsError: nothing there, or a folder that transformers can't read.
     """
     folder = Path(place)
-    if (folder / "config.json").exists() and not (folder / "weights.json").exists() and not (folder / "state").exists():
+    if (
+        (folder / "config.json").exists()
+        and not (folder / "weights.json").exists()
+        and not (folder / "state").exists()
+    ):
         try:
             return HubCaptioner(folder, torch.device(device))
         except (OSError, ValueError, KeyError) as error:

@@ -1,9 +1,9 @@
 """OpenCLIP: build, load, encode pictures and text. The only file that knows open_clip.
 
-Tokenizer and preprocessing travel with the weights. Pictures come in as [0, 1] at any square size; embeddings go
-out float32 and unit length; text_encodings are zero after the end-of-text token, as the prior and the decoder
-expect. The library's own adapter in dalle2-pytorch is not used: it takes the text tower's width for the latent
-width, which is wrong for RN50, and hard-codes token ids.
+Tokenizer and preprocessing travel with the weights. Pictures come in as [0, 1] at any square size; embeddings
+go out float32 and unit length; text_encodings are zero after the end-of-text token, as the prior and the
+decoder expect. The library's own adapter in dalle2-pytorch is not used: it takes the text tower's width for
+the latent width, which is wrong for RN50, and hard-codes token ids.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class ClipSpec(Config):
 
 @dataclass(frozen=True)
 class TextFeatures:
-    """What a text becomes: text_embed (B, D) unit length; text_encodings (B, L, K), zero after the end of text."""
+    """What a text becomes: text_embed (B, D) unit length; text_encodings (B, L, K), zero behind the text."""
 
     text_embed: Tensor
     text_encodings: Tensor
@@ -61,6 +61,9 @@ class ClipModel(nn.Module):
     Raises:
         WeightsError: the architecture is unknown to OpenCLIP.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, spec: ClipSpec) -> None:
         super().__init__()
@@ -143,9 +146,9 @@ class ClipModel(nn.Module):
     def forward(self, images: Tensor, tokens: Tensor, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
         """Both embeddings and the logit scale, with the memory of one chunk.
 
-        Each chunk's activations are recomputed in the backward pass, so the gradient is exactly that of the whole
-        batch at once while its negatives never shrink.
-        Source: Gao et al. 2021 (arXiv 2101.06983), section 3, by recomputation.
+        Each chunk's activations are recomputed in the backward pass, so the gradient is exactly that of the
+        whole batch at once while its negatives never shrink. Source: Gao et al. 2021 (arXiv 2101.06983),
+        section 3, by recomputation.
         """
         image_parts, text_parts = [], []
         for first in range(0, len(images), chunk):
@@ -170,9 +173,13 @@ def _build(spec: ClipSpec) -> Any:
         try:
             return kind(**config)
         except (TypeError, KeyError, AssertionError) as error:
-            raise WeightsError(f"model.custom: is no OpenCLIP architecture ({error}); see open_clip's model_configs.") from None
+            raise WeightsError(
+                f"model.custom: is no OpenCLIP architecture ({error}); see open_clip's model_configs."
+            ) from None
     if spec.architecture is None or spec.architecture not in open_clip.list_models():
-        near = [name for name in open_clip.list_models() if str(spec.architecture).lower()[:5] in name.lower()][:3]
+        near = [
+            name for name in open_clip.list_models() if str(spec.architecture).lower()[:5] in name.lower()
+        ][:3]
         hint = f"; near it are {', '.join(near)}" if near else ""
         raise WeightsError(f'model.architecture: OpenCLIP has no "{spec.architecture}"{hint}.')
     return open_clip.create_model(spec.architecture, pretrained=None, load_weights=False)
@@ -182,7 +189,8 @@ def _build(spec: ClipSpec) -> Any:
 def _short_table(merges: int) -> str:
     from open_clip.tokenizer import default_bpe
 
-    lines = gzip.open(default_bpe()).read().decode().split("\n")[: merges + 1]
+    with gzip.open(default_bpe()) as stream:
+        lines = stream.read().decode().split("\n")[: merges + 1]
     path = Path(tempfile.mkdtemp(prefix="crest-bpe-")) / "merges.txt.gz"
     path.write_bytes(gzip.compress("\n".join(lines).encode()))
     return str(path)
@@ -200,7 +208,7 @@ def build_tokenizer(spec: ClipSpec) -> Any:
 
 
 def vocabulary_size(bpe_merges: int) -> int:
-    """Rows of the token table for a shortened byte-pair table: bytes, bytes that end a word, merges, two marks."""
+    """Rows of a shortened byte-pair table's token table: bytes, bytes ending a word, merges, two marks."""
     return 512 + bpe_merges + 2
 
 
@@ -248,7 +256,9 @@ class ClipEncoder:
         """
         tokens = self.model.tokenize(texts)
         text_embed, encodings = self.model.embed_tokens(tokens)
-        ends = tokens.argmax(dim=-1) if not hasattr(self.model.clip, "text") else (tokens != 0).sum(dim=-1) - 1
+        ends = (
+            tokens.argmax(dim=-1) if not hasattr(self.model.clip, "text") else (tokens != 0).sum(dim=-1) - 1
+        )
         inside = torch.arange(tokens.shape[1], device=tokens.device)[None] <= ends[:, None]
         encodings = encodings * inside[..., None]
         if length is not None:
@@ -288,7 +298,9 @@ def load_pretrained(architecture: str, pretrained: str) -> ClipModel:
         clip = open_clip.create_model(architecture, pretrained=pretrained)
     except Exception as error:  # the library raises whatever its many sources do
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{architecture}/{pretrained}: the weights can't be had ({reason}); name a local file.") from error
+        raise WeightsError(
+            f"{architecture}/{pretrained}: the weights can't be had ({reason}); name a local file."
+        ) from error
     mean, std = clip.visual.image_mean, clip.visual.image_std
     model = ClipModel(spec.model_copy(update={"image_mean": tuple(mean), "image_std": tuple(std)}))
     model.clip.load_state_dict(clip.state_dict())

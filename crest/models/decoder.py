@@ -1,7 +1,7 @@
 """The decoder: a CLIP image embedding (and text encodings) to pixels, through dalle2-pytorch's U-Net.
 
-Paper: Ramesh et al. 2022 (arXiv 2204.06125), section 2.1. The library's Decoder class is not used: its losses drop
-conditions in validation too, it resizes by nearest neighbour, and its DDIM grid misses x_0.
+Paper: Ramesh et al. 2022 (arXiv 2204.06125), section 2.1. The library's Decoder class is not used: its losses
+drop conditions in validation too, it resizes by nearest neighbour, and its DDIM grid misses x_0.
 """
 
 from __future__ import annotations
@@ -157,7 +157,9 @@ def sample_images(
             predicted = without + (with_condition - without) * cond_scale
         else:
             predicted = decoder.predict(x_t, t, conditions)
-        return to_x_start(spec.prediction, predicted, x_t, schedule.alpha(t, 4), schedule.sigma(t, 4)).clamp(-1, 1)
+        return to_x_start(spec.prediction, predicted, x_t, schedule.alpha(t, 4), schedule.sigma(t, 4)).clamp(
+            -1, 1
+        )
 
     drawn = SAMPLERS[sampler](denoise, noise, schedule, steps)
     return ((drawn + 1) / 2).clamp(0, 1).contiguous()

@@ -1,10 +1,10 @@
 """Exact, faster forward passes for dalle2-pytorch's networks, over the library's own weights and modules.
 
-Same algebra, other order: keys and values absorb the query and output projections where there are few keys, norms
-run in one kernel, feature maps stay channels-last, conditions that do not depend on the timestep are computed once
-per picture, and the prior's last layer computes its one wanted token only. Two things are ours: dropped conditions
-are given as masks, so that they can be a function of the sample instead of a global random state, and norms keep
-their epsilon of 1e-5 in low precision (the library switches to 1e-3 under autocast).
+Same algebra, other order: keys and values absorb the query and output projections where there are few keys,
+norms run in one kernel, feature maps stay channels-last, conditions that do not depend on the timestep are
+computed once per picture, and the prior's last layer computes its one wanted token only. Two things are ours:
+dropped conditions are given as masks, so that they can be a function of the sample instead of a global random
+state, and norms keep their epsilon of 1e-5 in low precision (the library switches to 1e-3 under autocast).
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ def unet_conditions(
     )
 
 
-def unet_forward(unet: Any, x: Tensor, t: Tensor, conditions: UnetConditions, lowres: Tensor | None = None) -> Tensor:
+def unet_forward(
+    unet: Any, x: Tensor, t: Tensor, conditions: UnetConditions, lowres: Tensor | None = None
+) -> Tensor:
     """The U-Net's prediction (B, C, H, W) for a noised picture x at timesteps t (B,)."""
     if lowres is not None:
         x = torch.cat((x, lowres), dim=1)
@@ -107,7 +109,9 @@ def unet_forward(unet: Any, x: Tensor, t: Tensor, conditions: UnetConditions, lo
     for block, blocks, attention, upsample in unet.ups:
         x = _resnet_block(block, torch.cat((x, skips.pop() * unet.skip_connect_scale), dim=1), time, outer)
         for other in blocks:
-            x = _resnet_block(other, torch.cat((x, skips.pop() * unet.skip_connect_scale), dim=1), time, outer)
+            x = _resnet_block(
+                other, torch.cat((x, skips.pop() * unet.skip_connect_scale), dim=1), time, outer
+            )
         x = _self_attention(attention, x)
         fmaps.append(x)
         x = upsample(x)
@@ -121,7 +125,11 @@ def unet_forward(unet: Any, x: Tensor, t: Tensor, conditions: UnetConditions, lo
 
 def _downsample(module: Any, x: Tensor) -> Tensor:
     # the library's pixel-unshuffle and 1x1 convolution are one 2x2 convolution of stride 2
-    if isinstance(module, torch.nn.Sequential) and len(module) == 2 and isinstance(module[1], torch.nn.Conv2d):
+    if (
+        isinstance(module, torch.nn.Sequential)
+        and len(module) == 2
+        and isinstance(module[1], torch.nn.Conv2d)
+    ):
         conv = module[1]
         out, channels = conv.weight.shape[0], conv.weight.shape[1] // 4
         weight = conv.weight.view(out, channels, 2, 2)
@@ -170,13 +178,19 @@ def _cross_attention(module: Any, x: Tensor, context: Tensor | None) -> Tensor:
         # few keys: fold W_q into the keys and W_out into the values
         query_weight = module.to_q.weight.view(heads, dim_head, width)
         out_weight = projection.weight.view(width, heads, dim_head)
-        folded_key = torch.einsum("bmhe,hed->bdhm", key, query_weight.to(key.dtype)).reshape(b, width, heads * keys)
-        folded_value = torch.einsum("bmhe,dhe->bhmd", value, out_weight.to(value.dtype)).reshape(b, heads * keys, width)
+        folded_key = torch.einsum("bmhe,hed->bdhm", key, query_weight.to(key.dtype)).reshape(
+            b, width, heads * keys
+        )
+        folded_value = torch.einsum("bmhe,dhe->bhmd", value, out_weight.to(value.dtype)).reshape(
+            b, heads * keys, width
+        )
         weights = (torch.bmm(x.to(folded_key.dtype), folded_key) * module.scale).view(b, n, heads, keys)
         weights = weights.float().softmax(dim=-1).to(folded_value.dtype).view(b, n, heads * keys)
         return _layer_norm(norm, torch.bmm(weights, folded_value))
     query = module.to_q(x).view(b, n, heads, dim_head).transpose(1, 2)
-    mixed = F.scaled_dot_product_attention(query, key.transpose(1, 2), value.transpose(1, 2), scale=module.scale)
+    mixed = F.scaled_dot_product_attention(
+        query, key.transpose(1, 2), value.transpose(1, 2), scale=module.scale
+    )
     return _layer_norm(norm, projection(mixed.transpose(1, 2).reshape(b, n, heads * dim_head)))
 
 
@@ -195,7 +209,7 @@ def _self_attention(module: Any, x: Tensor) -> Tensor:
 
 
 def _attention(module: Any, x: Tensor, bias: Tensor | None, last: bool = False) -> Tensor:
-    """Multi-query attention; `last` computes the last token's row only; `bias` (h, n, n + 1) holds the causal mask."""
+    """Multi-query attention; `bias` (h, n, n + 1) holds the causal mask, `last` asks for the last row."""
     b, n, _ = x.shape
     x = _layer_norm(module.norm, x)
     key, value = module.to_kv(x).chunk(2, dim=-1)
@@ -243,7 +257,9 @@ def prior_forward(
     b, dim = image_embed.shape
     text = net.to_text_embeds(text_embed)
     image = net.to_image_embeds(image_embed)
-    words = F.pad(text_encodings[:, : net.max_text_len], (0, 0, 0, max(0, net.max_text_len - text_encodings.shape[1])))
+    words = F.pad(
+        text_encodings[:, : net.max_text_len], (0, 0, 0, max(0, net.max_text_len - text_encodings.shape[1]))
+    )
     inside = torch.any(words != 0.0, dim=-1, keepdim=True) & text_keep[:, None, None]
     words = torch.where(inside, words, net.null_text_encodings.to(words.dtype))
     text = torch.where(text_keep[:, None, None], text, net.null_text_embeds.to(text.dtype))

@@ -1,7 +1,7 @@
 """The diffusion prior: a caption to a CLIP image embedding, through dalle2-pytorch's transformer.
 
-Paper: Ramesh et al. 2022 (arXiv 2204.06125), section 2.2. The library's DiffusionPrior class is not used: it scales
-the embedding that it is given in place, and its DDIM inverts with another alpha than it steps with.
+Paper: Ramesh et al. 2022 (arXiv 2204.06125), section 2.2. The library's DiffusionPrior class is not used: it
+scales the embedding that it is given in place, and its DDIM inverts with another alpha than it steps with.
 """
 
 from __future__ import annotations
@@ -117,7 +117,8 @@ def sample_image_embed(
     """
     if cond_scale != 1.0 and not prior.spec.saw_dropped_conditions:
         raise ConfigError(
-            f"prior cond_scale: found {cond_scale}, but this prior was trained without dropped conditions; set it to 1.0."
+            f"prior cond_scale: found {cond_scale}, but this prior was trained without dropped conditions; "
+            "set it to 1.0."
         )
     b, dim, device = len(text.text_embed), prior.spec.image_embed_dim, text.text_embed.device
     noise = torch.stack(
