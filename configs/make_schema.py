@@ -18,7 +18,7 @@ SCHEMAS = CONFIGS / "schema"
 
 # A config's kind is a word of its file name: decoder_64.json is a decoder's, reference_clip.json a clip's.
 CLASSES = {
-    "data": "scraper.config.ScraperConfig",
+    "scraper": "scraper.config.ScraperConfig",
     "captioner": "caption_train.config.CaptionTrainConfig",
     "clip": "clip_train.config.ClipTrainConfig",
     "embed": "clip_train.config.EmbedConfig",
@@ -28,6 +28,7 @@ CLASSES = {
     "eval": "eval.config.EvalConfig",
     "survey": "eval.survey.config.SurveyConfig",
 }
+_KINDS = {"data": "scraper", **{kind: kind for kind in CLASSES if kind != "scraper"}}
 
 
 def kind_of(path: Path) -> str:
@@ -36,9 +37,9 @@ def kind_of(path: Path) -> str:
     Raises:
         ConfigError: no word of the name, or several, are a kind.
     """
-    kinds = [word for word in path.stem.split("_") if word in CLASSES]
+    kinds = [kind for kind in map(_KINDS.get, path.stem.split("_")) if kind]
     if len(kinds) != 1:
-        expected = ", ".join(CLASSES)
+        expected = ", ".join(_KINDS)
         raise ConfigError(
             f"{path}: its name holds {len(kinds)} of {expected}, expected exactly one; rename it."
         )

@@ -58,7 +58,7 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.prompts:
         prompts = [Prompt(f"{number:04d}", text) for number, text in enumerate(arguments.prompts)]
     elif config.draw.prompts is not None:
-        prompts = read_prompts(config.draw.prompts)
+        prompts = read_prompts(config.draw.prompts)[: config.draw.max_prompts]
     else:
         raise ConfigError(
             f"{arguments.config}: draw.prompts is missing and no prompt stands on the line; give one."

@@ -33,7 +33,7 @@ from crest.records import (
     write_jsonl,
     write_manifest,
 )
-from crest.shards import png_bytes
+from crest.shards import png_bytes, read_samples
 from crest.world import fast_bf16, mix_seed, pick_device
 
 
@@ -54,7 +54,9 @@ class DrawConfig(Config):
     """How prompts become pictures."""
 
     prompts: Path | None = None
-    """Prompts: .jsonl with `text` (and `id`), or a text file, one a line."""
+    """Prompts: .jsonl with `text` (and `id`), a text file, one a line, or a shards folder (its test captions)."""
+    max_prompts: int | None = Field(default=None, ge=1)
+    """Draw the first so many prompts only."""
     out: Path
     """Folder of the pictures and samples.jsonl."""
     per_prompt: int = Field(default=1, ge=1)
@@ -152,26 +154,29 @@ class Generator:
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """Prompts from a .jsonl file (`text`, optional `id`) or a text file, one a line.
+    """Prompts from a .jsonl file (`text`, optional `id`), a text file, one a line, or a shards folder.
+
+    Of a shards folder the test split's captions are taken, each distinct one once.
 
     Raises:
         DataError: no prompt in it.
     """
-    if path.suffix == ".jsonl":
+    rows: list[tuple[str | None, str | None]]
+    if path.is_dir():
+        first_of = {sample.caption: sample.id for sample in reversed(list(read_samples(path, "test")))}
+        rows = [(name, text) for text, name in reversed(first_of.items())]
+    elif path.suffix == ".jsonl":
         rows = [(row.get("id"), row.get("text")) for row in read_jsonl(path)]
     else:
         try:
-            rows = [
-                (None, line.strip()) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
-            ]
+            lines = path.read_text(encoding="utf-8").splitlines()
         except FileNotFoundError:
             raise DataError(f"{path}: there is no such file of prompts; write one prompt a line.") from None
-    prompts = [
-        Prompt(str(name or f"{number:04d}"), str(text)) for number, (name, text) in enumerate(rows) if text
-    ]
+        rows = [(None, line.strip()) for line in lines if line.strip()]
+    prompts = [Prompt(str(name or f"{number:04d}"), str(text)) for number, (name, text) in enumerate(rows) if text]
     if len(prompts) < len(rows) or not prompts:
         raise DataError(
-            f"{path}: {len(rows) - len(prompts)} of {len(rows)} rows have no text; every prompt needs one."
+            f"{path}: {len(rows) - len(prompts)} of {len(rows)} rows have no text; expected one prompt a row at least."
         )
     return prompts
 
