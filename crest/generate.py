@@ -54,7 +54,7 @@ class DrawConfig(Config):
     """How prompts become pictures."""
 
     prompts: Path | None = None
-    """Prompts: .jsonl with `text` (and `id`), a text file, one a line, or a shards folder (its test captions)."""
+    """Prompts: .jsonl with `text` (and `id`), a text file of lines, or a shards folder (its test split)."""
     max_prompts: int | None = Field(default=None, ge=1)
     """Draw the first so many prompts only."""
     out: Path
@@ -173,10 +173,13 @@ def read_prompts(path: Path) -> list[Prompt]:
         except FileNotFoundError:
             raise DataError(f"{path}: there is no such file of prompts; write one prompt a line.") from None
         rows = [(None, line.strip()) for line in lines if line.strip()]
-    prompts = [Prompt(str(name or f"{number:04d}"), str(text)) for number, (name, text) in enumerate(rows) if text]
+    prompts = [
+        Prompt(str(name or f"{number:04d}"), str(text)) for number, (name, text) in enumerate(rows) if text
+    ]
     if len(prompts) < len(rows) or not prompts:
         raise DataError(
-            f"{path}: {len(rows) - len(prompts)} of {len(rows)} rows have no text; expected one prompt a row at least."
+            f"{path}: {len(rows) - len(prompts)} of {len(rows)} rows have no text; expected one prompt a "
+            "row and one row at least."
         )
     return prompts
 
