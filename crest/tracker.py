@@ -24,7 +24,7 @@ class Tracker:
 
     Args:
         run_dir: the run folder.
-        start: the step that the run (re)starts from.
+        start: the step that the run (re)starts from; what was recorded up to it is kept, 0 keeps nothing.
         active: False on all processes but the first; everything is then a no-op.
     """
 
@@ -37,9 +37,9 @@ class Tracker:
 
         if self._path.exists():
             write_jsonl(
-                self._path, (row for row in _whole_rows(self._path) if row["step"] < start or start == -1)
+                self._path, (row for row in _whole_rows(self._path) if 0 < start >= row["step"])
             )
-        self._writer = SummaryWriter(str(run_dir), purge_step=start if start > 0 else None)
+        self._writer = SummaryWriter(str(run_dir), purge_step=start + 1)
 
     def scalars(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record numbers at a step."""
