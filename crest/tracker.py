@@ -36,10 +36,8 @@ class Tracker:
         from torch.utils.tensorboard import SummaryWriter
 
         if self._path.exists():
-            write_jsonl(
-                self._path, (row for row in _whole_rows(self._path) if 0 < start >= row["step"])
-            )
-        self._writer = SummaryWriter(str(run_dir), purge_step=start + 1)
+            write_jsonl(self._path, (row for row in _whole_rows(self._path) if 0 < start >= row["step"]))
+        self._writer = SummaryWriter(str(run_dir), purge_step=start + 1 if start else 0)
 
     def scalars(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record numbers at a step."""
