@@ -195,7 +195,7 @@ def verdict(
         if needed is not None and needed > comparison.units
         else "the two systems score exactly alike"
         if needed is None
-        else "a few more prompts should settle it"
+        else "more prompts would be needed to settle it"
     )
     return f"No difference could be shown between {system} and {baseline}: {evidence}; {advice}."
 
