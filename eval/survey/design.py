@@ -60,7 +60,7 @@ def plan(
     """One plan for each rater.
 
     Every pair is shown `answers_per_pair` times, to different raters, each side equally often (within one); loads
-    differ by one at most where the numbers allow it; gold items never come first; a repeat comes in the last third, its
+    differ by one at most; gold items never come first; a repeat comes in the last third, its
     first showing in the first half, with sides swapped.
 
     Raises:
@@ -74,16 +74,23 @@ def plan(
         )
     rng = np.random.default_rng(seed)
     start = rng.integers(0, 2, size=pairs)
-    seen: list[list[Showing]] = [[] for _ in range(raters)]
-    has = np.zeros((raters, pairs), dtype=bool)
+    seen: list[dict[int, Showing]] = [{} for _ in range(raters)]
     for turn in range(answers_per_pair):
-        for pair in rng.permutation(pairs):
-            loads = np.array([len(showings) for showings in seen]) + rng.random(raters) * 0.5
-            loads[has[:, pair]] = np.inf
-            rater = int(loads.argmin())
-            has[rater, pair] = True
-            seen[rater].append(Showing("real", int(pair), bool((start[pair] + turn) % 2)))
-    return [_with_checks(showings, load, rng, rater) for rater, showings in enumerate(seen)]
+        for pair in map(int, rng.permutation(pairs)):
+            loads = [math.inf if pair in mine else len(mine) + rng.random() * 0.5 for mine in seen]
+            seen[int(np.argmin(loads))][pair] = Showing("real", pair, bool((start[pair] + turn) % 2))
+    _level(seen)
+    return [_with_checks(list(mine.values()), load, rng, rater) for rater, mine in enumerate(seen)]
+
+
+def _level(seen: list[dict[int, Showing]]) -> None:
+    """Hand pairs from the longest plan to the shortest until they differ by one at most."""
+    while True:
+        longest, shortest = max(seen, key=len), min(seen, key=len)
+        if len(longest) - len(shortest) <= 1:
+            return
+        pair = next(pair for pair in longest if pair not in shortest)  # there is one: it holds more
+        shortest[pair] = longest.pop(pair)
 
 
 def _with_checks(
