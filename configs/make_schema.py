@@ -27,6 +27,7 @@ CLASSES = {
     "generate": "crest.generate.GenerateConfig",
     "eval": "eval.config.EvalConfig",
     "survey": "eval.survey.config.SurveyConfig",
+    "demo": "demo.config.DemoConfig",
 }
 _KINDS = {"data": "scraper", **{kind: kind for kind in CLASSES if kind != "scraper"}}
 

@@ -1,0 +1,51 @@
+"""Run benchmarks by name: `python -m benchmarks demo startup`; each writes out/bench/<name>.json."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.harness import Case, run
+from crest.config import guarded
+from crest.errors import ConfigError
+
+NO_BENCHMARKS = ("__init__", "__main__", "harness", "gpu_check", "steps")
+
+
+def names() -> list[str]:
+    """Every benchmark there is."""
+    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in NO_BENCHMARKS)
+
+
+def cases_of(what: str) -> Sequence[Case]:
+    """The cases of one benchmark.
+
+    Raises:
+        ConfigError: there is no such benchmark.
+    """
+    if what not in names():
+        raise ConfigError(
+            f"benchmarks: there is no {what}, expected one of {', '.join(names())}; correct WHAT."
+        )
+    cases: Sequence[Case] = importlib.import_module(f"benchmarks.{what}").cases()
+    return cases
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the names and run them in turn."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("what", nargs="+", metavar="WHAT", help=", ".join(names()))
+    chosen = parser.parse_args(argv).what
+
+    def work() -> None:
+        for what, cases in [(what, cases_of(what)) for what in chosen]:
+            run(what, cases)
+
+    return guarded(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
