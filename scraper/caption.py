@@ -157,9 +157,10 @@ def finished_captions(folder: Path, records_hash: str) -> tuple[list[Caption], M
 
 def _captioner(config: ScraperConfig) -> Captioner:
     from crest.models.captioner import load_captioner
+    from crest.world import pick_device
 
     assert config.caption.weights is not None
-    captioner: Captioner = load_captioner(config.caption.weights, config.caption.device)
+    captioner: Captioner = load_captioner(config.caption.weights, pick_device(config.caption.device))
     return captioner
 
 
