@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from caption_train.config import CaptionTrainConfig
 from caption_train.data import CaptionBatch, batches, read_captioned
 from crest.colours import colour_words
+from crest.config import read_spec
 from crest.errors import ConfigError
 from crest.models.captioner import KIND, CaptionerModel, CaptionerSpec, learn_vocabulary, load_captioner_model
 from crest.records import Split
@@ -32,13 +33,14 @@ class CaptionStage:
             self._model, self._parents["start"] = load_captioner_model(config.model.start)
             side_px = self._model.spec.side_px
         else:
-            side_px = int((config.model.scratch or {}).get("side_px", 64))
+            sketch = {**(config.model.scratch or {}), "tokens": [], "merges": []}
+            side_px = read_spec(CaptionerSpec, sketch, "model.scratch").side_px
         self.train, self.val, self._parents["data"] = read_captioned(config.data, side_px)
         if config.model.start is None:
             vocabulary = learn_vocabulary(self.train.captions, config.model.vocabulary_size)
             torch.manual_seed(config.run.seed)
             self._model = CaptionerModel(
-                CaptionerSpec.model_validate({**(config.model.scratch or {}), **vocabulary})
+                read_spec(CaptionerSpec, {**(config.model.scratch or {}), **vocabulary}, "model.scratch")
             )
 
     def model(self) -> nn.Module:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from clip_train.config import ClipTrainConfig
 from clip_train.data import ClipBatch, ClipData, number_captions
 from clip_train.retrieval import retrieval_metrics
+from crest.config import read_spec
 from crest.errors import ConfigError, DataError
 from crest.models.clip import KIND, ClipModel, ClipSpec, load_clip_model, load_pretrained
 from crest.records import Split, hash_of
@@ -137,7 +138,7 @@ def _starting_model(config: ClipTrainConfig) -> tuple[ClipModel, dict[str, str]]
             "start": hash_of(model.architecture, model.pretrained)
         }
     torch.manual_seed(config.run.seed)
-    return ClipModel(ClipSpec.model_validate(model.scratch)), {}
+    return ClipModel(read_spec(ClipSpec, model.scratch or {}, "model.scratch")), {}
 
 
 def _gather(share: Tensor) -> Tensor:

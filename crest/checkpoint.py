@@ -12,19 +12,22 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from crest.config import Config
 from crest.ema import Ema
 from crest.errors import RunError, WeightsError
 from crest.records import file_hash, read_json, write_bytes, write_json
 
 WEIGHTS = "weights.safetensors"
 CARD = "weights.json"
+S = TypeVar("S", bound=Config)
 
 
 @dataclass
@@ -189,6 +192,21 @@ def read_card(path: Path, kind: str) -> dict[str, Any]:
     if card.get("kind") != kind:
         raise WeightsError(f"{path}: holds a {card.get('kind')}, expected a {kind}; name the right weights.")
     return card
+
+
+def card_spec(path: Path, card: Mapping[str, Any], spec_class: type[S]) -> S:
+    """What to build before a weights file fits in, out of its card.
+
+    Raises:
+        WeightsError: the card holds no such spec.
+    """
+    try:
+        return spec_class.model_validate(card["spec"])
+    except (KeyError, ValidationError) as error:
+        reason = str(error).splitlines()[0]
+        raise WeightsError(
+            f"{path.with_suffix('.json')}: its spec is no {spec_class.__name__} ({reason}); copy it again."
+        ) from None
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

@@ -12,7 +12,7 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -94,6 +94,7 @@ class OptimConfig(Config):
 
 
 C = TypeVar("C", bound=FileConfig)
+S = TypeVar("S", bound=Config)
 
 
 def load_config(config_class: type[C], path: Path, overrides: Sequence[str] = ()) -> C:
@@ -127,6 +128,18 @@ def load_config(config_class: type[C], path: Path, overrides: Sequence[str] = ()
         raise ConfigError(_one_sentence(path, config_class, error)) from None
 
 
+def read_spec(spec_class: type[S], values: Mapping[str, Any], name: str) -> S:
+    """What a network is built from, out of the free-form section `name`, as strictly as the config itself.
+
+    Raises:
+        ConfigError: unknown setting (with a suggestion), wrong type, or one that is missing.
+    """
+    try:
+        return spec_class.model_validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        raise ConfigError(_one_sentence(name, spec_class, error, f"{name}.")) from None
+
+
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
@@ -151,7 +164,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
     values[parts[-1]] = value
 
 
-def _one_sentence(path: Path, config_class: type[BaseModel], error: ValidationError) -> str:
+def _one_sentence(
+    path: Path | str, config_class: type[BaseModel], error: ValidationError, section: str = ""
+) -> str:
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"])
     more = f" ({error.error_count() - 1} more after this one)" if error.error_count() > 1 else ""
@@ -161,9 +176,10 @@ def _one_sentence(path: Path, config_class: type[BaseModel], error: ValidationEr
         hint = f"; did you mean {near}?" if near else "; the schema in configs/schema lists what is."
         return f"{path}: {name} is not a setting{hint}{more}"
     if first["type"] == "missing":
-        return f"{path}: {name} is missing; add it or --set {name}=…{more}"
+        return f"{path}: {name} is missing; add it or --set {section}{name}=…{more}"
     found = json.dumps(first.get("input"), default=str, ensure_ascii=False)[:80]
-    return f"{path}: {name}: found {found}, expected {_expected(first)}; correct it or --set {name}=…{more}"
+    mend = f"correct it or --set {section}{name}=…"
+    return f"{path}: {name}: found {found}, expected {_expected(first)}; {mend}{more}"
 
 
 def _nearest(name: str, known: Sequence[str]) -> str | None:

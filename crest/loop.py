@@ -7,6 +7,8 @@ bit for bit on a CPU, as one that never stopped.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
 import sys
 from collections.abc import Iterator, Mapping
@@ -28,6 +30,8 @@ from crest.world import World, mix_seed, open_world
 
 Metrics = Mapping[str, float]
 Batch = TypeVar("Batch")
+WATCHED = frozenset(("dir", "log_every", "preview_every", "save_every", "device"))
+"""Settings of a run that say where and how finely it is watched, not what it is."""
 
 
 class Stage(Protocol[Batch]):
@@ -83,7 +87,7 @@ def fit(
         RunError: another recipe's run folder, or a loss that is not finite (before the optimizer step).
     """
     world = world or open_world(run.device, run.precision)
-    _claim(run.dir, recipe, world)
+    _refuse_other_recipe(run.dir, recipe)
     weights = run.dir / WEIGHTS
     if (run.dir / CARD).exists() and weights.exists():
         if world.is_main:
@@ -92,8 +96,8 @@ def fit(
     torch.manual_seed(mix_seed(run.seed))
     state = _start(stage, run, optim, world)
     model, optimizer = world.prepare(state.model, state.optimizer)
-    tracker = Tracker(run.dir, state.step, active=world.is_main)
-    batches = stage.batches("train", world, state.step)
+    batches = _begun(stage.batches("train", world, state.step), wanted=state.step < run.steps)
+    _claim(run.dir, recipe, world)
     progress = tqdm(
         total=run.steps,
         initial=state.step,
@@ -101,38 +105,39 @@ def fit(
         unit="step",
         disable=None if world.is_main else True,
     )
-    if state.step == 0:
-        _validate(stage, state, world, tracker, run)
-    model.train()
-    while state.step < run.steps:
-        lr = learning_rate(state.step, run.steps, optim)
-        set_learning_rate(optimizer, lr)
-        figures = _train_step(stage, model, optimizer, batches, world, run, optim, state.step, accumulation)
-        state.ema.update(state.model, state.step)
-        state.step += 1
-        progress.update()
-        if _due(state.step, run.log_every, run.steps):
-            metrics = world.mean({f"train/{name}": float(value) for name, value in figures.items()})
-            tracker.scalars(state.step, {**metrics, "train/lr": lr})
-            progress.set_postfix(loss=f"{metrics['train/loss']:.4f}", refresh=False)
-        if _due(state.step, run.validate_every, run.steps):
+    with progress, contextlib.closing(Tracker(run.dir, state.step, active=world.is_main)) as tracker:
+        if state.step == 0:
             _validate(stage, state, world, tracker, run)
-            model.train()
-        if _due(state.step, run.preview_every, run.steps) and world.is_main:
-            tracker.images(state.step, stage.preview(state.ema.model))
-        if _due(state.step, run.save_every, run.steps):
-            if world.is_main:
-                save_state(run.dir, state)
-            world.barrier()
-    progress.close()
-    tracker.close()
+        model.train()
+        while state.step < run.steps:
+            lr = learning_rate(state.step, run.steps, optim)
+            set_learning_rate(optimizer, lr)
+            figures = _train_step(
+                stage, model, optimizer, batches, world, run, optim, state.step, accumulation
+            )
+            state.ema.update(state.model, state.step)
+            state.step += 1
+            progress.update()
+            if _due(state.step, run.log_every, run.steps):
+                metrics = world.mean({f"train/{name}": float(value) for name, value in figures.items()})
+                tracker.scalars(state.step, {**metrics, "train/lr": lr})
+                progress.set_postfix(loss=f"{metrics['train/loss']:.4f}", refresh=False)
+            if _due(state.step, run.validate_every, run.steps):
+                _validate(stage, state, world, tracker, run)
+                model.train()
+            if _due(state.step, run.preview_every, run.steps) and world.is_main:
+                tracker.images(state.step, stage.preview(state.ema.model))
+            if _due(state.step, run.save_every, run.steps):
+                if world.is_main:
+                    save_state(run.dir, state)
+                world.barrier()
     if world.is_main:
         _export(stage, state, run, recipe, export_best)
     world.barrier()
     return weights
 
 
-def _claim(run_dir: Path, recipe: Mapping[str, Any], world: World) -> None:
+def _refuse_other_recipe(run_dir: Path, recipe: Mapping[str, Any]) -> None:
     path = run_dir / "config.json"
     if path.exists():
         found = read_json(path)
@@ -142,25 +147,28 @@ def _claim(run_dir: Path, recipe: Mapping[str, Any], world: World) -> None:
                 f"{run_dir}: belongs to a run with {name} = {old}, this config has {new}; name another "
                 "run.dir or remove the folder."
             )
+
+
+def _begun(batches: Iterator[Batch], wanted: bool) -> Iterator[Batch]:
+    # the first batch is read before the folder is claimed: what is wrong with the data shows in it
+    return itertools.chain([next(batches)], batches) if wanted else batches
+
+
+def _claim(run_dir: Path, recipe: Mapping[str, Any], world: World) -> None:
     world.barrier()
-    if world.is_main and not path.exists():
-        write_json(path, recipe)
+    if world.is_main and not (run_dir / "config.json").exists():
+        write_json(run_dir / "config.json", recipe)
 
 
 def _essence(recipe: Mapping[str, Any]) -> str:
-    # where and how finely it is watched does not change what a run is
-    watched = {"dir", "log_every", "preview_every", "save_every", "device"}
-    kept = {
-        **recipe,
-        "run": {key: value for key, value in recipe.get("run", {}).items() if key not in watched},
-    }
-    return hash_of(kept)
+    kept = {key: value for key, value in recipe.get("run", {}).items() if key not in WATCHED}
+    return hash_of({**recipe, "run": kept})
 
 
 def _first_difference(found: Any, wanted: Any, name: str = "") -> tuple[str, Any, Any]:
     if isinstance(found, dict) and isinstance(wanted, Mapping):
         for key in {**found, **wanted}:
-            if found.get(key) != wanted.get(key) and (name, key) not in {("run", "dir")}:
+            if found.get(key) != wanted.get(key) and not (name == "run" and key in WATCHED):
                 return _first_difference(
                     found.get(key), wanted.get(key), f"{name}.{key}" if name else str(key)
                 )

@@ -210,7 +210,9 @@ def _decode_split(
 ) -> None:
     index_path.parent.mkdir(parents=True, exist_ok=True)
     # several processes may start at once: each writes its own part, the last rename wins with equal bytes
-    part = pixel_path.with_name(f"{pixel_path.name}.{os.getpid()}.part")
+    part, index_part = (
+        path.with_name(f"{path.name}.{os.getpid()}.part") for path in (pixel_path, index_path)
+    )
     rows = []
     try:
         with part.open("wb") as stream:
@@ -227,11 +229,11 @@ def _decode_split(
                     {"id": sample.id, "caption": sample.caption, "group": sample.meta.get("group", sample.id)}
                 )
         part.replace(pixel_path)
-        index_part = index_path.with_name(f"{index_path.name}.{os.getpid()}.part")
         index_part.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
         index_part.replace(index_path)
     except BaseException:
         part.unlink(missing_ok=True)
+        index_part.unlink(missing_ok=True)
         raise
 
 
@@ -253,8 +255,8 @@ def batch_numbers(seed: int, size: int, batch_size: int, step: int) -> NDArray[n
     """
     if size < batch_size:
         raise DataError(
-            f"the training split holds {size} samples, fewer than one batch; set optim.batch_size to {size} "
-            "or less."
+            f"optim.batch_size: found {batch_size}, but the training split holds {size} samples; "
+            f"set it to {size} or less."
         )
     first = step * batch_size
     numbers: list[NDArray[np.int64]] = []

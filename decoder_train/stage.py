@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from crest.config import read_spec
 from crest.diffusion.noise_schedule import add_noise
 from crest.diffusion.prediction import loss_weight, target
 from crest.embeddings import embeddings_parents, read_embeddings
@@ -52,7 +53,7 @@ class DecoderStage:
             scratch = model.scratch or {}
             if "text_width" in scratch and scratch["text_width"] is None:
                 sizes["text_width"] = None
-            return Decoder(DecoderSpec.model_validate({**scratch, **sizes}))
+            return Decoder(read_spec(DecoderSpec, {**scratch, **sizes}, "model.scratch"))
         decoder, _, card = load_decoder(model.start)
         trained_with = card.get("parents", {}).get("clip", "?")
         if trained_with != self.parents["clip"] and not model.accept_other_clip:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from crest.config import read_spec
 from crest.diffusion.noise_schedule import add_noise
 from crest.embeddings import EmbeddingShard, embeddings_parents, read_embeddings
 from crest.errors import ConfigError, WeightsError
@@ -63,7 +64,7 @@ class PriorStage:
                     )
             return prior
         torch.manual_seed(self.config.run.seed)
-        return Prior(PriorSpec.model_validate({**(model.scratch or {}), **sizes}))
+        return Prior(read_spec(PriorSpec, {**(model.scratch or {}), **sizes}, "model.scratch"))
 
     def batches(self, split: Split, world: World, start: int) -> Iterator[PriorBatch]:
         """Micro-batches of embedding pairs."""

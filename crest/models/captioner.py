@@ -23,7 +23,7 @@ from transformers import (
     ViTModel,
 )
 
-from crest.checkpoint import load_weights, locate_weights, read_card, short_hash
+from crest.checkpoint import card_spec, load_weights, locate_weights, read_card, short_hash
 from crest.config import Config
 from crest.errors import WeightsError
 from crest.images import square, to_array
@@ -210,7 +210,7 @@ class HubCaptioner:
 def load_captioner_model(place: str | Path) -> tuple[CaptionerModel, str]:
     """A trainable captioner from a run folder, a file or "stock/captioner": model, hash."""
     path = locate_weights(place, KIND)
-    model = CaptionerModel(CaptionerSpec.model_validate(read_card(path, KIND)["spec"]))
+    model = CaptionerModel(card_spec(path, read_card(path, KIND), CaptionerSpec))
     load_weights(model, path)
     return model, short_hash(path)
 

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from crest.checkpoint import load_weights, locate_weights, read_card, short_hash
+from crest.checkpoint import card_spec, load_weights, locate_weights, read_card, short_hash
 from crest.config import Config
 from crest.errors import WeightsError
 
@@ -271,7 +271,7 @@ def load_clip_model(place: str | Path) -> tuple[ClipModel, str, dict[str, str]]:
     """A trainable CLIP from a run folder, a .safetensors file or "stock/<name>": model, hash, parents."""
     path = locate_weights(place, KIND)
     card = read_card(path, KIND)
-    model = ClipModel(ClipSpec.model_validate(card["spec"]))
+    model = ClipModel(card_spec(path, card, ClipSpec))
     load_weights(model, path)
     return model, short_hash(path), dict(card.get("parents", {}))
 

@@ -15,11 +15,12 @@ from dalle2_pytorch.dalle2_pytorch import Unet
 from pydantic import Field
 from torch import Tensor, nn
 
-from crest.checkpoint import load_weights, locate_weights, read_card, short_hash
+from crest.checkpoint import card_spec, load_weights, locate_weights, read_card, short_hash
 from crest.config import Config, Prediction, SamplerName, ScheduleName
 from crest.diffusion.noise_schedule import NoiseSchedule
 from crest.diffusion.prediction import to_x_start
 from crest.diffusion.sampling import SAMPLERS
+from crest.errors import ConfigError
 from crest.models.fast import UnetConditions, unet_conditions, unet_forward
 
 KIND = "decoder"
@@ -69,6 +70,12 @@ class Decoder(nn.Module):
 
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
+        if spec.cond_dim == spec.image_embed_dim:
+            # the library takes equal widths for "nothing to project" and then has one token, not four
+            raise ConfigError(
+                f"model.scratch.cond_dim: found {spec.cond_dim}, the width of the CLIP's embeddings, expected "
+                "any other, because the library's U-Net breaks at this one; take one more or less."
+            )
         self.spec = spec
         self.noise_schedule = NoiseSchedule(spec.noise_schedule, spec.timesteps)
         self.unet = Unet(
@@ -89,6 +96,8 @@ class Decoder(nn.Module):
             init_cross_embed=False,
             init_conv_kernel_size=spec.init_kernel_px,
         ).to(memory_format=torch.channels_last)
+        if spec.text_width is None:
+            self.unet.null_text_embed.requires_grad_(False)  # never used, and processes wait for its gradient
 
     def conditions(
         self, image_embed: Tensor, text_encodings: Tensor | None, image_keep: Tensor, text_keep: Tensor
@@ -178,6 +187,6 @@ def load_decoder(place: str | Path) -> tuple[Decoder, str, dict[str, Any]]:
     """
     path = locate_weights(place, KIND)
     card = read_card(path, KIND)
-    decoder = Decoder(DecoderSpec.model_validate(card["spec"]))
+    decoder = Decoder(card_spec(path, card, DecoderSpec))
     load_weights(decoder, path)
     return decoder, short_hash(path), card

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from dalle2_pytorch.dalle2_pytorch import DiffusionPriorNetwork
 from torch import Tensor, nn
 
-from crest.checkpoint import load_weights, locate_weights, read_card, short_hash
+from crest.checkpoint import card_spec, load_weights, locate_weights, read_card, short_hash
 from crest.config import Config, SamplerName, ScheduleName
 from crest.diffusion.noise_schedule import NoiseSchedule
 from crest.diffusion.sampling import SAMPLERS
@@ -151,6 +151,6 @@ def load_prior(place: str | Path) -> tuple[Prior, str, dict[str, Any]]:
     """
     path = locate_weights(place, KIND)
     card = read_card(path, KIND)
-    prior = Prior(PriorSpec.model_validate(card["spec"]))
+    prior = Prior(card_spec(path, card, PriorSpec))
     load_weights(prior, path)
     return prior, short_hash(path), card
