@@ -6,6 +6,7 @@ A logo depends on its prompt and its own seed alone, up to the rounding of a bat
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -230,12 +231,11 @@ def generate(config: GenerateConfig, prompts: Sequence[Prompt]) -> Path:
     ]
     started = time.monotonic()
     todo = [row for row in rows if not (out / str(row["file"])).exists()]
-    with tqdm(
-        total=len(rows), initial=len(rows) - len(todo), desc="draw", unit="logo", disable=None
-    ) as progress:
-        for first in range(0, len(todo), settings.batch_size):
-            _draw_some(models, todo[first : first + settings.batch_size], settings, out)
-            progress.update(len(todo[first : first + settings.batch_size]))
+    with tqdm(total=len(rows), desc="draw", unit="logo", disable=None) as progress:
+        for first in range(0, len(rows), settings.batch_size):
+            batch = rows[first : first + settings.batch_size]
+            _draw_missing(models, batch, settings, out)
+            progress.update(len(batch))
     write_jsonl(out / "samples.jsonl", rows)
     sizes = {str(row["file"]): (out / str(row["file"])).stat().st_size for row in rows}
     write_manifest(
@@ -252,7 +252,11 @@ def generate(config: GenerateConfig, prompts: Sequence[Prompt]) -> Path:
     return out
 
 
-def _draw_some(models: Generator, rows: Sequence[dict[str, Any]], settings: DrawConfig, out: Path) -> None:
+def _draw_missing(models: Generator, rows: Sequence[dict[str, Any]], settings: DrawConfig, out: Path) -> None:
+    # a batch with a gap is drawn whole, so that rounding can't tell a folder that was interrupted
+    missing = [not (out / str(row["file"])).exists() for row in rows]
+    if not any(missing):
+        return
     pictures = models.draw([str(row["prompt"]) for row in rows], [int(row["seed"]) for row in rows], settings)
-    for row, picture in zip(rows, pictures, strict=True):
+    for row, picture in itertools.compress(zip(rows, pictures, strict=True), missing):
         write_bytes(out / str(row["file"]), png_bytes(from_float(picture.numpy())))

@@ -74,7 +74,7 @@ class Decoder(nn.Module):
             # the library takes equal widths for "nothing to project" and then has one token, not four
             raise ConfigError(
                 f"model.scratch.cond_dim: found {spec.cond_dim}, the width of the CLIP's embeddings, expected "
-                "any other, because the library's U-Net breaks at this one; take one more or less."
+                "any other, because the library's U-Net breaks at this one; take a narrower one."
             )
         self.spec = spec
         self.noise_schedule = NoiseSchedule(spec.noise_schedule, spec.timesteps)
