@@ -73,7 +73,7 @@ class Decoder(nn.Module):
         if spec.cond_dim == spec.image_embed_dim:
             # the library takes equal widths for "nothing to project" and then has one token, not four
             raise ConfigError(
-                f"model.scratch.cond_dim: found {spec.cond_dim}, the width of the CLIP's embeddings, expected "
+                f"model.scratch.cond_dim: found {spec.cond_dim}, the width of CLIP's embeddings, expected "
                 "any other, because the library's U-Net breaks at this one; take a narrower one."
             )
         self.spec = spec
