@@ -65,11 +65,7 @@ def _run(arguments: argparse.Namespace) -> None:
         )
     if not arguments.dry_run:
         out = generate(config, prompts)
-        shown = [str(path) for path in sorted(out.glob("*.png"))[:4]]
-        print(
-            f"{len(prompts) * config.draw.per_prompt} logos in {out}: "
-            f"{', '.join(shown)}{' …' if len(shown) == 4 else ''}"
-        )
+        print(f"{len(prompts) * config.draw.per_prompt} logos in {out}, side by side in {out / 'grid.png'}")
 
 
 def _line_config(prompts: Sequence[str], overrides: Sequence[str]) -> GenerateConfig:

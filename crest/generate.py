@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -20,7 +22,7 @@ from tqdm import tqdm
 
 from crest.config import Config, FileConfig, SamplerName
 from crest.errors import ConfigError, DataError, WeightsError
-from crest.images import from_float
+from crest.images import from_float, grid, read_image, to_array, to_float
 from crest.models.clip import ClipEncoder, load_clip
 from crest.models.decoder import Decoder, load_decoder, sample_images
 from crest.models.prior import Prior, load_prior, sample_image_embed
@@ -36,6 +38,9 @@ from crest.records import (
 )
 from crest.shards import png_bytes, read_samples
 from crest.world import fast_bf16, mix_seed, pick_device
+
+OVERVIEW = 64
+"""Pictures shown together in grid.png, one row a prompt where a prompt has several."""
 
 
 class ModelsConfig(Config):
@@ -237,6 +242,7 @@ def generate(config: GenerateConfig, prompts: Sequence[Prompt]) -> Path:
             _draw_missing(models, batch, settings, out)
             progress.update(len(batch))
     write_jsonl(out / "samples.jsonl", rows)
+    _write_overview(out, [str(row["file"]) for row in rows[:OVERVIEW]], settings.per_prompt)
     sizes = {str(row["file"]): (out / str(row["file"])).stat().st_size for row in rows}
     write_manifest(
         out,
@@ -250,6 +256,12 @@ def generate(config: GenerateConfig, prompts: Sequence[Prompt]) -> Path:
         ),
     )
     return out
+
+
+def _write_overview(out: Path, files: Sequence[str], per_prompt: int) -> None:
+    pictures = np.stack([to_float(to_array(read_image(out / name))) for name in files])
+    columns = per_prompt if per_prompt > 1 else math.ceil(math.sqrt(len(files)))
+    write_bytes(out / "grid.png", png_bytes(from_float(grid(pictures, columns))))
 
 
 def _draw_missing(models: Generator, rows: Sequence[dict[str, Any]], settings: DrawConfig, out: Path) -> None:
