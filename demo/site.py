@@ -1,4 +1,4 @@
-"""The league's web site on loopback, with the markup of the real one and its mishaps; draws a logo when asked for it.
+"""The league's web site on loopback, with the markup of the real one and its mishaps; draws logos on demand.
 
 Serves nothing but what it draws, to this machine only. `python -m demo.site` shows it in a browser.
 """
@@ -198,8 +198,9 @@ class LeagueSite:
 def _page(title: str, body: str) -> str:
     name = html.escape(title)
     return (
-        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{name}</title><style>{_STYLE}</style></head>'
-        f"<body><header><a href='/'>Home</a><h1>{name}</h1></header><main>{body}</main><script>{_SCRIPT}</script></body></html>\n"
+        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{name}</title>'
+        f"<style>{_STYLE}</style></head><body><header><a href='/'>Home</a><h1>{name}</h1></header>"
+        f"<main>{body}</main><script>{_SCRIPT}</script></body></html>\n"
     )
 
 
@@ -232,13 +233,14 @@ def _picture_markup(file_name: str, name: str, number: int) -> str:
 
 
 def _team_page(club: SiteClub) -> str:
-    """All logos of a club with their whole texts; one that its card leaves without text has none here either."""
+    """All logos of a club with their whole texts; one without text on its card has none here either."""
     cells = []
     for logo in club.logos:
         picture = "" if logo.is_broken else _picture_markup(logo.file_name, club.name, 4)
         text = f"<p>{html.escape(logo.caption)}</p>" if logo.card_text else ""
         cells.append(
-            f'<section class="x-section"><div class="x-cell">{picture}<h4>{html.escape(logo.years)}</h4>{text}</div></section>\n'
+            f'<section class="x-section"><div class="x-cell">{picture}'
+            f"<h4>{html.escape(logo.years)}</h4>{text}</div></section>\n"
         )
     return _page(f"{club.name} Logo History", "".join(cells))
 
@@ -264,7 +266,7 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     timeout = 30
 
-    def do_GET(self) -> None:  # noqa: N802 - the name that http.server calls
+    def do_GET(self) -> None:
         site = self.server.site  # type: ignore[attr-defined]
         site.requests[self.path] += 1
         reply: Reply = site.reply(self.path)

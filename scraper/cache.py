@@ -54,8 +54,11 @@ class Cache:
     def write(self, answer: CachedAnswer, content: bytes) -> None:
         """Keep an answer, body first."""
         body = self.body_path(answer.url)
-        body.parent.mkdir(parents=True, exist_ok=True)
-        _replace(body, content)
+        try:
+            _replace(body, content)
+        except FileNotFoundError:  # the first of its folder
+            body.parent.mkdir(parents=True, exist_ok=True)
+            _replace(body, content)
         _replace(body.with_suffix(".json"), json.dumps(asdict(answer), ensure_ascii=False).encode())
 
     def touch(self, answer: CachedAnswer) -> None:

@@ -60,7 +60,7 @@ def collect(config: ScraperConfig) -> None:
         return
     from scraper.screen import screen
 
-    screened = screen(harvest.records, config.data.dir, config.screen)
+    screened = screen(harvest.records, harvest.looks, config.screen)
     dropped = (*harvest.dropped, *screened.dropped)
     if not screened.records:
         raise DataError(
@@ -121,7 +121,8 @@ def _check_owner(config: ScraperConfig) -> None:
     if changed:
         name = changed[0]
         raise DataError(
-            f"{config.data.dir}: was made with source.{name} {before[name]!r}, but the config says {now[name]!r}; "
+            f"{config.data.dir}: was made with source.{name} {before[name]!r}, but the config says "
+            f"{now[name]!r}; "
             "name another data.dir or remove that folder."
         )
 
@@ -171,8 +172,9 @@ def _write(
     write_manifest(folder, manifest)
     failures = f" {told(harvest.page_failures)} pages failed;" if harvest.page_failures else ""
     print(
-        f"{folder}: {counts['cards']:,} cards came in; kept {len(records):,} logos in {counts['groups']:,} groups "
-        f"({counts['kept_with_caption']:,} with words); dropped {len(dropped):,}: {told(reasons(dropped))};"
+        f"{folder}: {counts['cards']:,} cards came in; kept {len(records):,} logos in "
+        f"{counts['groups']:,} groups ({counts['kept_with_caption']:,} with words); "
+        f"dropped {len(dropped):,}: {told(reasons(dropped))};"
         f"{failures} {seconds:.1f} s."
     )
 

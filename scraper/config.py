@@ -1,4 +1,4 @@
-"""What can be turned in the scraper: one file for `python -m scraper`, `scraper.caption` and `scraper.pack`."""
+"""What can be turned in the scraper; one file serves it, `scraper.caption` and `scraper.pack`."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class ScreenConfig(Config):
     max_aspect: float = Field(default=12.0, ge=1)
     """Longer side over shorter side; beyond this a picture is a line, not a logo."""
     kinds: tuple[str, ...] = ()
-    """Kinds that are kept ("primary", "alternate", "wordmark"); empty keeps all; unknown kinds always stay."""
+    """Kinds that are kept ("primary", "alternate", "wordmark"); empty keeps all; unknown ones stay."""
     duplicate_bits: int = Field(default=4, ge=0, le=32)
     """Near duplicates differ in at most so many of the 64 bits of the perceptual hash; the later one goes."""
     duplicate_levels: float = Field(default=24.0, ge=0, le=255)

@@ -19,6 +19,7 @@ from scraper.config import ScraperConfig
 from scraper.fetch import Fetcher, Refused, Unreachable
 from scraper.frontier import Frontier, Outcome
 from scraper.harvest import Drop, Harvest, told
+from scraper.likeness import Look, look_from_json, look_to_json
 from scraper.pictures import keep_picture
 from scraper.sites import Card, Found, Visit, WebSite, web_site
 
@@ -79,7 +80,8 @@ class _Crawler:
 
         flying: dict[Future[tuple[Any, list[Visit]]], Visit] = {}
         pool = ThreadPoolExecutor(self._config.fetch.connections)
-        bar = tqdm(desc="crawl", unit="page", disable=None, initial=self._made())
+        counts = self._frontier.counts()
+        bar = tqdm(desc="crawl", unit="page", disable=None, initial=counts["done"] + counts["failed"])
         try:
             while True:
                 while len(flying) < self._config.fetch.connections and (visit := self._next(flying.values())):
@@ -89,15 +91,11 @@ class _Crawler:
                 landed, _ = wait(flying, return_when=FIRST_COMPLETED)
                 for future in landed:
                     self._journal(flying.pop(future), future)
-                bar.total = sum(self._frontier.counts().values())
-                bar.update(self._made() - bar.n)
+                bar.total = self._frontier.size
+                bar.update(len(landed))
         finally:
             bar.close()
             pool.shutdown(cancel_futures=True)
-
-    def _made(self) -> int:
-        counts = self._frontier.counts()
-        return counts["done"] + counts["failed"]
 
     def _next(self, flying: Iterable[Visit]) -> Visit | None:
         """The first waiting visit whose host may be asked now: one with a delay only sees one at a time."""
@@ -110,7 +108,7 @@ class _Crawler:
         answer = self._fetcher.get(visit.url, fresh_since=self._started)
         if visit.purpose == "image":
             kept = keep_picture(answer.content, visit.url, self._config.data.dir, answer.body_path)
-            return asdict(kept), []
+            return {**asdict(kept), "look": look_to_json(kept.look)}, []
         if "html" not in answer.content_type:
             raise Refused("not_html", f"{visit.url}: is {answer.content_type or 'untyped'}, expected a page.")
         found = self._site.read(visit, answer.content.decode("utf-8", errors="replace"), answer.final_url)
@@ -167,20 +165,35 @@ def _harvest(config: ScraperConfig, site: WebSite, outcomes: list[Outcome]) -> H
     assembled = site.assemble(read)
     if not assembled.cards:
         raise DataError(
-            f"{config.source.root_url}: no card on {len(read)} pages ({told(failures)} failed), expected cards like "
-            f"those of {config.source.site}; look whether the site changed or turned us away, then remove "
-            f"{journal_path(config)} and run again."
+            f"{config.source.root_url}: no card on {len(read)} pages ({told(failures)} failed), "
+            f"expected cards like those of {config.source.site}; "
+            f"look whether the site changed or turned us away, then remove {journal_path(config)} and run again."
         )
     records: list[Record] = []
+    looks: dict[str, Look] = {}
     dropped: list[Drop] = []
     for card in assembled.cards:
         one = _record(config, card, images)
-        records.append(one) if isinstance(one, Record) else dropped.append(one)
+        if isinstance(one, Drop):
+            dropped.append(one)
+            continue
+        record, kept = one
+        records.append(record)
+        looks[record.id] = look_from_json(kept["look"])
     counts = {"pages": len(read), "cards": len(assembled.cards), "pictures": len(records), **assembled.counts}
-    return Harvest(tuple(records), tuple(dropped), counts, "", failures)
+    return Harvest(
+        records=tuple(records),
+        looks=looks,
+        dropped=tuple(dropped),
+        counts=counts,
+        fingerprint="",
+        page_failures=failures,
+    )
 
 
-def _record(config: ScraperConfig, card: Card, images: Mapping[str, Outcome]) -> Record | Drop:
+def _record(
+    config: ScraperConfig, card: Card, images: Mapping[str, Outcome]
+) -> tuple[Record, dict[str, Any]] | Drop:
     reason = "no_image"
     for url in card.image_urls:
         outcome = images.get(url)
@@ -190,7 +203,7 @@ def _record(config: ScraperConfig, card: Card, images: Mapping[str, Outcome]) ->
             reason = outcome.reason
             continue
         kept = outcome.result
-        return Record(
+        record = Record(
             id=kept["id"],
             image=kept["image"],
             source=config.source.site,
@@ -205,4 +218,5 @@ def _record(config: ScraperConfig, card: Card, images: Mapping[str, Outcome]) ->
             width_px=kept["width_px"],
             height_px=kept["height_px"],
         )
+        return record, kept
     return Drop(reason, card.image_urls[0] if card.image_urls else f"{card.page_url} {card.title}")

@@ -14,7 +14,7 @@ MIN_WORDS: Final = 4
 _ENDINGS: Final = re.compile(r"\s*(…|\.\.\.|\[…\]|\[\.\.\.\])+\s*$")
 _SENTENCE_END: Final = re.compile(r'[.!?]["”\')]*(?=\s|$)')
 _CLAUSE: Final = re.compile(
-    r"[,;]\s|\s(?=(?:with|above|below|over|under|on|in|inside|behind|beneath|next to|and|written|surrounded)\s)"
+    r"[,;]\s|\s(?=(?:with|above|below|over|under|on|in|inside|behind|beneath|next to|and|written)\s)"
 )
 
 

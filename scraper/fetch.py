@@ -1,7 +1,7 @@
 """Polite HTTP: robots.txt, one host at a time, retries, a cache; the only file that knows requests.
 
-Refuses other schemes than http and https, and addresses of this machine and its network unless the config allows
-them. Names are checked when a host is first met and again at the open connection.
+Refuses other schemes than http and https, and addresses of this machine and its network unless the config
+allows them. Names are checked when a host is first met and again at the open connection.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MAX_SILENCES: Final = 15
 RETRIED_STATUSES: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
-class Refused(FetchError):
+class Refused(FetchError):  # noqa: N818 - counted, seldom reported
     """One address was not had, for a reason that is counted; the run goes on."""
 
     def __init__(self, reason: str, sentence: str) -> None:
@@ -50,7 +50,8 @@ class Unreachable(Refused):
         host = urlsplit(url).netloc
         super().__init__(
             "unreachable",
-            f"{host}: did not answer ({why}), expected a web site; check the network, then run the same command again.",
+            f"{host}: did not answer ({why}), expected a web site; "
+            "check the network, then run the same command again.",
         )
 
 
@@ -150,7 +151,7 @@ class Fetcher:
             except _Again as again:
                 if number == self._settings.retries or (again.wait_s or 0.0) > MAX_WAIT_S:
                     raise again.refusal from None
-                jitter = random.uniform(0.75, 1.25)  # noqa: S311 - manners, not secrets
+                jitter = random.uniform(0.75, 1.25)
                 wait_s = (
                     self._settings.backoff_s * 2**number * jitter if again.wait_s is None else again.wait_s
                 )

@@ -1,7 +1,7 @@
 """What to visit next, what has been seen and what came of it: a journal in SQLite that survives SIGKILL.
 
-Each visit and all that follows from it are one transaction, so that nothing is lost and nothing fetched twice. The
-root address of the site is kept as a mark: the demo's site may come back on another port.
+A visit and all that follows from it are one transaction, so that nothing is lost and nothing fetched twice.
+The root address of the site is kept as a mark: the demo's site may come back on another port.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from crest.errors import DataError
 from scraper.sites import Visit
 
+TOGETHER_S: Final = 0.2
 _ROOT: Final = "~root~/"
 _TABLES: Final = """
 CREATE TABLE IF NOT EXISTS visits (
@@ -56,6 +57,7 @@ class Frontier:
             DataError: the file is no journal.
         """
         self._root_url = root_url
+        self._written_at = 0.0
         path.parent.mkdir(parents=True, exist_ok=True)
         self._base = sqlite3.connect(path, isolation_level=None)
         try:
@@ -68,19 +70,25 @@ class Frontier:
         self._path = path
 
     def close(self) -> None:
-        """Fold the log into the file and close it."""
+        """Write what waits and close the file."""
+        if self._base.in_transaction:
+            self._base.execute("COMMIT")
         self._base.close()
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def _transaction(self, *, at_once: bool = True) -> Iterator[None]:
+        """One change; small ones may wait a moment to be written together: the cache has their answers."""
         with _full_disk_as_os_error(self._path):
-            self._base.execute("BEGIN IMMEDIATE")
+            if not self._base.in_transaction:
+                self._base.execute("BEGIN IMMEDIATE")
             try:
                 yield
             except BaseException:
                 self._base.execute("ROLLBACK")
                 raise
-            self._base.execute("COMMIT")
+            if at_once or time.monotonic() - self._written_at > TOGETHER_S:
+                self._base.execute("COMMIT")
+                self._written_at = time.monotonic()
 
     def begin(self, *, again: bool) -> float:
         """Start, go on, or with `again` start a finished crawl over; returns the Unix time of the start."""
@@ -126,7 +134,7 @@ class Frontier:
         self, visit: Visit, state: str, reason: str, result: Any, follow: Iterable[Visit]
     ) -> None:
         text = self._packed(json.dumps(result, ensure_ascii=False))
-        with self._transaction():
+        with self._transaction(at_once=state == "failed"):
             self._base.execute(
                 "UPDATE visits SET state = ?, reason = ?, result = ? WHERE url = ?",
                 (state, reason, text, self._packed(visit.url)),
@@ -143,13 +151,18 @@ class Frontier:
         """
         marks = ",".join("?" * len(closed_hosts))
         rows = self._base.execute(
-            f"SELECT url, purpose FROM visits WHERE state = 'todo' AND host NOT IN ({marks}) "  # noqa: S608
+            f"SELECT url, purpose FROM visits WHERE state = 'todo' AND host NOT IN ({marks}) "
             "ORDER BY position LIMIT ?",
             (*(self._packed(host) for host in closed_hosts), count + len(taken)),
         ).fetchall()
         busy = set(taken)
         found = (Visit(self._unpacked(url), purpose) for url, purpose in rows)
         return [visit for visit in found if visit.url not in busy][:count]
+
+    @property
+    def size(self) -> int:
+        """How many visits were ever queued."""
+        return int(self._base.execute("SELECT COALESCE(MAX(position), 0) FROM visits").fetchone()[0])
 
     def counts(self) -> dict[str, int]:
         """How many visits are todo, done and failed."""

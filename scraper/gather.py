@@ -14,6 +14,7 @@ from crest.records import Record
 from scraper.config import ScraperConfig
 from scraper.fetch import Refused
 from scraper.harvest import Drop, Harvest
+from scraper.likeness import Look
 from scraper.pictures import keep_picture
 from scraper.sites.folder import FolderCard, Listing, read_folder
 
@@ -22,6 +23,7 @@ def gather(config: ScraperConfig, is_done: Callable[[str], bool]) -> Harvest | N
     """Copy a folder's pictures into the data folder.
 
     Args:
+        config: names both folders.
         is_done: told the fingerprint of the input; True means that nothing has to be done.
     Returns:
         the harvest, or None when `is_done`.
@@ -33,12 +35,18 @@ def gather(config: ScraperConfig, is_done: Callable[[str], bool]) -> Harvest | N
     if is_done(listing.fingerprint):
         return None
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(lambda one: _record(one, config), listing.cards)
-        outcomes = list(tqdm(found, total=len(listing.cards), desc="gather", unit="logo", disable=None))
-    records = tuple(one for one in outcomes if isinstance(one, Record))
+        gathering = pool.map(lambda one: _record(one, config), listing.cards)
+        outcomes = list(tqdm(gathering, total=len(listing.cards), desc="gather", unit="logo", disable=None))
+    found = [one for one in outcomes if not isinstance(one, Drop)]
     dropped = [Drop(reason, what) for reason, what in listing.dropped]
     dropped += [one for one in outcomes if isinstance(one, Drop)]
-    return Harvest(records, tuple(dropped), _counts(listing), listing.fingerprint)
+    return Harvest(
+        records=tuple(record for record, _ in found),
+        looks={record.id: look for record, look in found},
+        dropped=tuple(dropped),
+        counts=_counts(listing),
+        fingerprint=listing.fingerprint,
+    )
 
 
 def _counts(listing: Listing) -> dict[str, int]:
@@ -49,14 +57,14 @@ def _counts(listing: Listing) -> dict[str, int]:
     }
 
 
-def _record(one: FolderCard, config: ScraperConfig) -> Record | Drop:
+def _record(one: FolderCard, config: ScraperConfig) -> tuple[Record, Look] | Drop:
     card, path = one.card, one.path
     try:
         kept = keep_picture(path.read_bytes(), str(path), config.data.dir)
     except Refused as refusal:
         return Drop(refusal.reason, path.name)
     assert config.source.path is not None
-    return Record(
+    record = Record(
         id=kept.id,
         image=kept.image,
         source=Path(config.source.path).name,
@@ -71,3 +79,4 @@ def _record(one: FolderCard, config: ScraperConfig) -> Record | Drop:
         width_px=kept.width_px,
         height_px=kept.height_px,
     )
+    return record, kept.look

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from crest.records import Record
+from scraper.likeness import Look
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class Harvest:
     """Records and losses of one source."""
 
     records: tuple[Record, ...]
+    looks: Mapping[str, Look]
+    """what the pictures look like, by id"""
     dropped: tuple[Drop, ...]
     counts: Mapping[str, int]
     """what came in, by kind of thing"""

@@ -1,25 +1,32 @@
-"""How alike two pictures look: a 64-bit perceptual hash and a small colour picture, both of the trimmed logo.
+"""How alike two pictures look: a 64-bit hash and a small colour picture, both of the trimmed logo.
 
-The hash alone would call a red shield and a blue one the same; the colours alone cannot be searched. Refuses to
-decide anything: thresholds belong to screen.py.
+The hash alone would call a red shield and a blue one the same; the colours alone cannot be searched.
+Refuses to decide anything: thresholds belong to screen.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cache
 from hashlib import sha256
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageChops
 
-from crest.images import flatten, pad_square
+from crest.images import flatten
 
 THUMB_PX = 16
 _HASH_PX = 32
 _BLOCK = 512
+_FAINT = 8
+_IS_INK = [255 * (level > _FAINT) for level in range(256)] * 3
+_ASPECT_SLACK = 0.1
+"""Aspects this much apart, as a difference of logarithms, belong to different logos."""
+
+Levels = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -30,8 +37,10 @@ class Look:
     """hash of the picture on white, whatever file it came in"""
     bits: int
     """perceptual hash"""
-    thumb: NDArray[np.uint8]
-    """(16, 16, 3): the trimmed logo"""
+    aspect: float
+    """width over height of the trimmed logo"""
+    thumb: bytes
+    """(16, 16, 3) levels: the trimmed logo, stretched to a square so that a thin wordmark fills it too"""
     is_blank: bool
     """one colour only, on white"""
     is_invisible: bool
@@ -41,33 +50,39 @@ class Look:
 def look_at(picture: Image.Image) -> Look:
     """Composite on white, trim the border, and measure."""
     flat = flatten(picture)
-    pixels = np.asarray(flat)
-    ground = tuple(int(value) for value in pixels[0, 0])
-    inked = (np.abs(pixels.astype(np.int16) - pixels[0, 0].astype(np.int16)) > 8).any(axis=-1)
-    rows, columns = np.flatnonzero(inked.any(axis=1)), np.flatnonzero(inked.any(axis=0))
-    is_blank = rows.size == 0
-    if not is_blank:
-        flat = flat.crop((int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1))
-    square = pad_square(flat, (ground[0], ground[1], ground[2]))
-    has_shape = picture.mode == "RGBA" and np.ptp(np.asarray(picture.getchannel("A"))) > 8
+    box = _ink(flat)
+    has_shape = picture.mode == "RGBA" and _has_shape(picture)
+    small = flat.resize((_HASH_PX, _HASH_PX), Image.Resampling.BOX, box=box)
+    width, height = (box[2] - box[0], box[3] - box[1]) if box else flat.size
     return Look(
-        pixels=sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()[:32],
-        bits=perceptual_hash(square),
-        thumb=np.asarray(square.resize((THUMB_PX, THUMB_PX), Image.Resampling.BOX)),
-        is_blank=bool(is_blank),
-        is_invisible=bool(is_blank and has_shape),
+        pixels=sha256(repr(flat.size).encode() + flat.tobytes()).hexdigest()[:32],
+        bits=perceptual_hash(small),
+        aspect=width / height,
+        thumb=small.reduce(_HASH_PX // THUMB_PX).tobytes(),
+        is_blank=box is None,
+        is_invisible=box is None and has_shape,
     )
 
 
-def perceptual_hash(square: Image.Image) -> int:
-    """Which of the 64 lowest cosine frequencies of the grey picture are clearly positive.
+def _ink(flat: Image.Image) -> tuple[int, int, int, int] | None:
+    """The box of all that differs from the colour of the corner; None when nothing does."""
+    ground = Image.new("RGB", flat.size, flat.getpixel((0, 0)))
+    return ImageChops.difference(flat, ground).point(_IS_INK).getbbox()
 
-    The usual threshold, the median, is noise for flat symmetric art, whose odd frequencies are all about zero; a
-    tenth of the root mean square is not.
+
+def _has_shape(picture: Image.Image) -> bool:
+    alpha = np.asarray(picture.getchannel("A"))
+    return int(alpha.max()) - int(alpha.min()) > _FAINT
+
+
+def perceptual_hash(small: Image.Image) -> int:
+    """Which of the 64 lowest cosine frequencies of a 32 px picture's greys are clearly positive.
+
+    The usual threshold, the median, is noise for flat symmetric art, whose odd frequencies are all about
+    zero; a tenth of the root mean square is not.
     """
-    grey = square.convert("L").resize((_HASH_PX, _HASH_PX), Image.Resampling.BOX)
     waves = _waves()
-    frequencies = (waves @ np.asarray(grey, dtype=np.float64) @ waves.T).ravel()
+    frequencies = (waves @ np.asarray(small.convert("L"), dtype=np.float64) @ waves.T).ravel()
     frequencies[0] = 0.0  # brightness is no shape
     clear = 0.1 * float(np.sqrt(np.mean(frequencies**2)))
     return int.from_bytes(np.packbits(frequencies > clear).tobytes(), "big")
@@ -80,22 +95,44 @@ def _waves() -> NDArray[np.float64]:
     return np.cos(np.pi / _HASH_PX * np.arange(8)[:, None] * samples[None, :])
 
 
+def look_to_json(look: Look) -> dict[str, object]:
+    """The look as the journal keeps it."""
+    return {**asdict(look), "bits": f"{look.bits:016x}", "thumb": look.thumb.hex()}
+
+
+def look_from_json(value: Mapping[str, Any]) -> Look:
+    """The look that `look_to_json` wrote."""
+    return Look(**{**value, "bits": int(value["bits"], 16), "thumb": bytes.fromhex(value["thumb"])})
+
+
+def thumbs_of(looks: Sequence[Look]) -> NDArray[np.uint8]:
+    """All colour pictures, (N, 16, 16, 3)."""
+    levels = np.frombuffer(b"".join(look.thumb for look in looks), dtype=np.uint8)
+    return levels.reshape(len(looks), THUMB_PX, THUMB_PX, 3)
+
+
 def close_pairs(looks: list[Look], bits: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """For each picture the later ones whose hash differs in at most so many bits."""
+    """For each picture the later ones of its aspect whose hash differs in at most so many bits."""
     hashes = np.array([look.bits for look in looks], dtype=np.uint64)
+    aspects = np.log([look.aspect for look in looks])
     for start in range(0, len(hashes), _BLOCK):
-        block = hashes[start : start + _BLOCK, None] ^ hashes[None, start:]
-        near = np.bitwise_count(block) <= bits
+        block = slice(start, start + _BLOCK)
+        near = np.bitwise_count(hashes[block, None] ^ hashes[None, start:]) <= bits
+        near &= np.abs(aspects[block, None] - aspects[None, start:]) <= _ASPECT_SLACK
         for row in range(len(near)):
             later = np.flatnonzero(near[row, row + 1 :]) + row + 1
             if later.size:
                 yield start + row, later + start
 
 
-def colour_distances(
-    looks: list[Look], one: int, others: NDArray[np.int64]
-) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
-    """Largest and mean difference, in levels of 255, between a picture's colours and those of others."""
-    difference = np.stack([looks[int(other)].thumb for other in others]).astype(np.int16) - looks[one].thumb
-    flat = np.abs(difference).reshape(len(others), -1)
-    return flat.max(axis=1), flat.mean(axis=1)
+def colour_distances(thumb: NDArray[np.uint8], others: NDArray[np.uint8]) -> tuple[Levels, Levels]:
+    """How far a picture's colours are from those of others, in levels of 255.
+
+    Args:
+        thumb: (16, 16, 3).
+        others: (N, 16, 16, 3).
+    Returns:
+        largest (N,) and mean (N,) difference.
+    """
+    difference = np.abs(others.astype(np.int16) - thumb).reshape(len(others), -1)
+    return difference.max(axis=1).astype(np.float64), difference.mean(axis=1)

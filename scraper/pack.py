@@ -1,7 +1,7 @@
 """Records + captions + images -> shards: fitted to one longest side, alpha kept, split by group.
 
-A split is a pure function of the group and the seed, so nothing that looks or reads alike is torn apart. Refuses
-records without captions only by counting them.
+A split is a pure function of the group and the seed, so nothing that looks or reads alike is torn apart.
+Refuses pictures without words, and counts them.
 """
 
 from __future__ import annotations
@@ -183,14 +183,14 @@ def main(config: ScraperConfig) -> None:
         details={"made_from": made_from, "groups": len({one.record.group for one in described})},
     )
     print(
-        f"{shards_dir}: {len(records):,} logos came in; packed {len(described):,} ({told(manifest.counts)}) of "
-        f"{manifest.details['groups']:,} groups into {len(manifest.files)} tars; "
+        f"{shards_dir}: {len(records):,} logos came in; packed {len(described):,} ({told(manifest.counts)}) "
+        f"of {manifest.details['groups']:,} groups into {len(manifest.files)} tars; "
         f"dropped {dropped.total():,}: {told(dropped)}; {time.monotonic() - started:.1f} s."
     )
 
 
 def _inputs(folder: Path) -> tuple[list[Record], list[Caption], dict[str, str]]:
-    """Records and their captions with their hashes; without the caption step only the source's whole words count."""
+    """Records, their captions, and the hashes of both."""
     manifest = read_manifest(folder, "records", RECORDS_BY)
     records = read_records(folder / "records.jsonl")
     finished = finished_captions(folder, manifest.hash)

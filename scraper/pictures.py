@@ -1,6 +1,6 @@
 """Picture bytes -> images/<id>.<ext>, checked to be a whole picture; alpha and original bytes stay untouched.
 
-Types are read from the bytes, never from names or headers.
+Types are read from the bytes, never from names or headers; a picture is decoded once, its look taken then.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from crest.errors import DataError
 from crest.images import decode
 from crest.records import content_id
 from scraper.fetch import Refused
+from scraper.likeness import Look, look_at
 
 _MAGIC: Final = (
     (b"\x89PNG\r\n\x1a\n", "png"),
@@ -34,6 +35,7 @@ class Kept:
     """path relative to the data folder"""
     width_px: int
     height_px: int
+    look: Look
 
 
 def picture_type(content: bytes) -> str | None:
@@ -47,7 +49,9 @@ def keep_picture(content: bytes, where: str, data_dir: Path, body_path: Path | N
     """Check a picture and put its bytes into images/, once for each content.
 
     Args:
+        content: bytes as they came.
         where: what to name when it is refused.
+        data_dir: folder that holds images/.
         body_path: a file that already holds these bytes; linked rather than copied where the disk can.
     Raises:
         Refused: "not_an_image" or "broken".
@@ -64,23 +68,24 @@ def keep_picture(content: bytes, where: str, data_dir: Path, body_path: Path | N
     path = data_dir / "images" / f"{name}.{suffix}"
     if not path.exists() or path.stat().st_size != len(content):
         _put(path, content, body_path)
-    return Kept(name, f"images/{path.name}", picture.width, picture.height)
+    return Kept(name, f"images/{path.name}", picture.width, picture.height, look_at(picture))
 
 
 def _put(path: Path, content: bytes, body_path: Path | None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{threading.get_ident()}.part")
-    part.unlink(missing_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
-        try:
-            if body_path is None:
-                raise OSError
-            os.link(body_path, part)
-        except OSError:
+        if body_path is None or not _link(body_path, part):
             part.write_bytes(content)
         part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
     finally:
-        part.unlink(missing_ok=True)  # a link renamed onto itself stays
+        part.unlink(missing_ok=True)  # a link that is renamed onto itself stays
+
+
+def _link(body_path: Path, part: Path) -> bool:
+    """Whether a second name for the kept answer could be made; not every disk can."""
+    try:
+        os.link(body_path, part)
+    except OSError:
+        return False
+    return True

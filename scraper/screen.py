@@ -1,23 +1,19 @@
-"""Reject what is too small, blank, a duplicate or not wanted, count every reason, and merge groups of relatives.
+"""Reject what is too small, blank, a duplicate or not wanted, count every reason, merge groups of relatives.
 
-Near duplicates are dropped within and across groups; looser relatives stay, but share a group, so that a split
-cannot leak. Refuses to touch the pictures.
+Near duplicates are dropped within and across groups; looser relatives stay, but share a group, so that a
+split cannot leak. Refuses to touch the pictures.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from crest.images import read_image
 from crest.records import Record
 from scraper.config import ScreenConfig
 from scraper.groups import Groups
 from scraper.harvest import Drop
-from scraper.likeness import Look, close_pairs, colour_distances, look_at
+from scraper.likeness import Look, close_pairs, colour_distances, thumbs_of
 
 
 @dataclass(frozen=True)
@@ -28,18 +24,20 @@ class Screened:
     dropped: tuple[Drop, ...]
 
 
-def screen(records: Sequence[Record], data_dir: Path, settings: ScreenConfig) -> Screened:
-    """Screen records whose pictures lie in the data folder; the order stays."""
-    from tqdm import tqdm
+def screen(records: Sequence[Record], looks: Mapping[str, Look], settings: ScreenConfig) -> Screened:
+    """Screen records; the order stays.
 
+    Args:
+        records: what a source gave.
+        looks: the look of each picture by its id.
+        settings: the thresholds.
+    """
     dropped: list[Drop] = []
     groups = Groups()
     first = _once_each(records, groups, dropped)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        looking = pool.map(lambda record: look_at(read_image(data_dir / record.image)), first)
-        looks = list(tqdm(looking, total=len(first), desc="screen", unit="logo", disable=None))
     passed: list[tuple[Record, Look]] = []
-    for record, look in zip(first, looks, strict=True):
+    for record in first:
+        look = looks[record.id]
         reason = _reason(record, look, settings)
         if reason:
             dropped.append(Drop(reason, record.image_url or record.id))
@@ -86,9 +84,10 @@ def _without_duplicates(
     """Drop the lesser of each pair that looks the same; merge the groups of all that look alike."""
     order = sorted(range(len(passed)), key=lambda index: (_rank(passed[index][0]), index))
     records, looks = [passed[index][0] for index in order], [passed[index][1] for index in order]
+    thumbs = thumbs_of(looks)
     lost: dict[int, str] = {}
     for one, others in close_pairs(looks, max(settings.related_bits, settings.duplicate_bits)):
-        largest, mean = colour_distances(looks, one, others)
+        largest, mean = colour_distances(thumbs[one], thumbs[others])
         for other, most, average in zip(others.tolist(), largest.tolist(), mean.tolist(), strict=True):
             bits = (looks[one].bits ^ looks[other].bits).bit_count()
             is_same = bits <= settings.duplicate_bits and most <= settings.duplicate_levels

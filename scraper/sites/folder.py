@@ -117,7 +117,7 @@ def _read_text(path: Path) -> str:
 
 
 def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a CSV in whatever separator makes its header name the pictures: a `;` in a caption is no border."""
+    """Rows of a CSV; the separator is the one that makes its header name pictures, whatever captions hold."""
     text = _read_text(path)
     header = text.partition("\n")[0]
     for separator in (",", ";", "\t", "|"):
@@ -126,7 +126,8 @@ def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
             break
     else:
         raise DataError(
-            f"{path}: its first line is {header.strip()[:60]!r}, expected a header with file_name and text; add it."
+            f"{path}: its first line is {header.strip()[:60]!r}, expected a header with file_name and text; "
+            "add it."
         )
     reader = csv.DictReader(io.StringIO(text), delimiter=separator, strict=True)
     try:

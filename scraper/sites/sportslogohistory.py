@@ -125,7 +125,7 @@ def _cells(soup: BeautifulSoup) -> Iterator[Tag]:
 
 
 def _is_cell(tag: Tag) -> bool:
-    classes = tag.get("class") or []
+    classes: list[str] | str = tag.get("class") or []
     return tag.name == "div" and any(str(name).startswith(CELL) for name in classes)
 
 
