@@ -50,7 +50,7 @@ def kind_of(path: Path) -> str:
 def config_class(kind: str) -> type[FileConfig]:
     """The class that reads configs of this kind."""
     module, _, name = CLASSES[kind].rpartition(".")
-    found = getattr(importlib.import_module(module), name)
+    found: type[FileConfig] = getattr(importlib.import_module(module), name)
     assert issubclass(found, FileConfig)
     return found
 
