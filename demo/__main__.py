@@ -1,7 +1,7 @@
 """The main job: serve a site of logos, scrape it, tune all models, draw, judge, and write one page.
 
-Goes on where it was interrupted. A step whose config or stock weights have changed is done anew with all that rests
-on it; what does not rest on it is kept.
+Goes on where it was interrupted. A step whose config or stock weights have changed is done anew with all that
+rests on it; what does not rest on it is kept.
 """
 
 from __future__ import annotations
@@ -70,13 +70,12 @@ def _start_over(journal: Journal, plan: Plan) -> None:
     """Clear what no longer holds, and say in one line what is kept and what is not."""
     if plan.stale:
         names = ", ".join(step.name for step in plan.stale)
-        kept = [step.name for step in STEPS if step not in plan.todo]
-        print(
-            f"{journal.folder}: {'; '.join(plan.reasons)}, so these start afresh: {names} (kept: {', '.join(kept) or 'none'})"
-        )
+        kept = ", ".join(step.name for step in STEPS if step not in plan.todo) or "nothing"
+        print(f"{journal.folder}: {'; '.join(plan.reasons)}; starting afresh: {names}; kept: {kept}")
         journal.forget(plan.stale)
     elif len(plan.todo) < len(STEPS):
-        print(f"{journal.folder}: going on; {len(STEPS) - len(plan.todo)} of {len(STEPS)} steps were finished before")
+        before = len(STEPS) - len(plan.todo)
+        print(f"{journal.folder}: going on; {before} of {len(STEPS)} steps were finished before")
 
 
 def _load_light_configs(config: DemoConfig) -> None:
@@ -224,7 +223,9 @@ def evaluate(config: DemoConfig, journal: Journal) -> None:
     logos = league_logos(world.seed, world.leagues, world.clubs_per_league)
     figures |= check_captions(folder / "data", logos, out / "captions.jsonl")
     clips = {name: system.clip for name, system in systems.items() if system.clip is not None}
-    figures |= measure_retrieval(clips, folder / "data" / "shards", out / "retrieval.json", settings.eval.device)
+    figures |= measure_retrieval(
+        clips, folder / "data" / "shards", out / "retrieval.json", settings.eval.device
+    )
     run(settings)
     write_json(out / "metrics.json", figures)  # last: its presence means done
 

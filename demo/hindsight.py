@@ -1,4 +1,4 @@
-"""What only the demo can know: whether drawings, captions and retrieval are right, because it drew the truth itself.
+"""What only the demo can know, because it drew the truth itself: whether drawings and captions are right.
 
 Measures finished files and writes judge/; changes nothing that it measures.
 """
@@ -75,7 +75,7 @@ def judge_samples(
 
 
 def _spellings(words: Iterable[str]) -> dict[str, str]:
-    """Every way to write one of the words -> the word, the longest first, so that 'navy blue' is tried before 'navy'."""
+    """Every way to write one of the words -> the word; the longer first, as 'navy blue' before 'navy'."""
     found = {other: word for word in words for other in (word, *OTHER_NAMES.get(word, ()))}
     found |= {other: word for other, word in SPELLINGS.items() if word in words}
     return dict(sorted(found.items(), key=lambda pair: -len(pair[0])))
@@ -91,7 +91,8 @@ def _any(words: Iterable[str], name: str) -> str:
 
 
 _FIELD: Final = re.compile(
-    rf"\b{_any(_COLOUR_WORDS, 'first')}(?: and {_any(_COLOUR_WORDS, 'second')} (?:halved|striped|chevroned|quartered))? "
+    rf"\b{_any(_COLOUR_WORDS, 'first')}"
+    rf"(?: and {_any(_COLOUR_WORDS, 'second')} (?:halved|striped|chevroned|quartered))? "
     rf"{_any(_SHAPE_WORDS, 'shape')}\b",
     re.IGNORECASE,
 )
@@ -113,7 +114,8 @@ def caption_marks(text: str, truth: Specification) -> dict[str, bool]:
         "shape": field is not None and _SHAPE_WORDS[field["shape"].lower()] == truth.shape,
         "field_colour": colours == truth.field_colours,
         "charge": charge is not None and _CHARGE_WORDS[charge["charge"].lower()] == truth.charge,
-        "charge_colour": charge is not None and _COLOUR_WORDS[charge["colour"].lower()] == truth.charge_colour,
+        "charge_colour": charge is not None
+        and _COLOUR_WORDS[charge["colour"].lower()] == truth.charge_colour,
     }
 
 
@@ -125,8 +127,8 @@ def check_captions(data_dir: Path, logos: Iterable[Logo], path: Path) -> dict[st
         logos: the league's logos; a record's picture address names its logo.
         path: where one row a caption is written.
     Returns:
-        `captioner.captions`, how many of crests the captioner wrote, and shares in [0, 1] where there are any:
-        `captioner.<attribute>`, `captioner.all`.
+        `captioner.captions`, how many of crests the captioner wrote, and where there are any, shares in
+        [0, 1]: `captioner.<attribute>`, `captioner.all`.
     """
     from demo.site import THUMB_PX
 
@@ -145,7 +147,9 @@ def check_captions(data_dir: Path, logos: Iterable[Logo], path: Path) -> dict[st
     if rows:
         for name in CAPTION_ATTRIBUTES:
             found[f"captioner.{name}"] = sum(row[name] for row in rows) / len(rows)
-        found["captioner.all"] = sum(all(row[name] for name in CAPTION_ATTRIBUTES) for row in rows) / len(rows)
+        found["captioner.all"] = sum(all(row[name] for name in CAPTION_ATTRIBUTES) for row in rows) / len(
+            rows
+        )
     return found
 
 
@@ -208,7 +212,9 @@ def read_truths(prompts: Path) -> dict[str, Specification]:
     return {row["id"]: Specification.from_dict(row["specification"]) for row in read_jsonl(prompts)}
 
 
-def confusions(rows: Sequence[Mapping[str, Any]], truths: Mapping[str, Specification], system: str) -> list[str]:
+def confusions(
+    rows: Sequence[Mapping[str, Any]], truths: Mapping[str, Specification], system: str
+) -> list[str]:
     """A system's most frequent mistakes in words, the most frequent first: 'charge sun drawn as ball (3)'."""
     from collections import Counter
 
@@ -220,4 +226,6 @@ def confusions(rows: Sequence[Mapping[str, Any]], truths: Mapping[str, Specifica
                 asked, seen = truth[name], row["seen"][name]
                 if asked is not None and seen is not None and asked != seen:
                     counted[name.replace("_", " "), asked, seen] += 1
-    return [f"{what} {asked} drawn as {seen} ({times})" for (what, asked, seen), times in counted.most_common(6)]
+    return [
+        f"{what} {asked} drawn as {seen} ({times})" for (what, asked, seen), times in counted.most_common(6)
+    ]

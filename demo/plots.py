@@ -1,13 +1,14 @@
 """Small plots as inline SVG, drawn by hand: learning curves, intervals on a scale, bars by value.
 
-Colours are the page's CSS variables, so that a plot follows light and dark; every plot says in words what it shows.
+Colours are the page's CSS variables, so that a plot follows light and dark; every plot says what it shows.
 """
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from demo.markup import text
 
 Points = Sequence[tuple[float, float]]
 
@@ -33,11 +34,6 @@ class Bar:
     tuned: float
 
 
-def text(value: object) -> str:
-    """Any value as HTML text, safe between tags and in quoted attributes."""
-    return html.escape(str(value), quote=True)
-
-
 def short(value: float) -> str:
     """A number for an axis, three digits."""
     return f"{value:.3g}"
@@ -51,12 +47,15 @@ def strip(marks: Sequence[Mark], *, largest: float, goal: float | None, descript
         return left + (right - left) * min(max(value / largest, 0.0), 1.0)
 
     height = 12 + 16 * len(marks)
-    parts = [f'<svg class="strip" viewBox="0 0 {width:.0f} {height}" role="img" aria-label="{text(description)}">']
+    parts = [
+        f'<svg class="strip" viewBox="0 0 {width:.0f} {height}" role="img" aria-label="{text(description)}">'
+    ]
     for number, mark in enumerate(marks):
         y = 12 + 16 * number
         parts.append(
             f'<line class="track" x1="{left}" y1="{y}" x2="{right}" y2="{y}"/>'
-            f'<line class="span {mark.tone}" x1="{place(mark.low):.1f}" y1="{y}" x2="{place(mark.high):.1f}" y2="{y}"/>'
+            f'<line class="span {mark.tone}" x1="{place(mark.low):.1f}" y1="{y}" '
+            f'x2="{place(mark.high):.1f}" y2="{y}"/>'
             f'<circle class="{mark.tone}" cx="{place(mark.value):.1f}" cy="{y}" r="5"/>'
         )
     if goal is not None:
@@ -67,7 +66,7 @@ def strip(marks: Sequence[Mark], *, largest: float, goal: float | None, descript
 
 def curves(train: Points, val: Points, *, steps: int, description: str) -> str:
     """Training loss as a line, held-out loss as a line with dots, on common axes."""
-    width, height, left, right, top, bottom = 340, 200, 46, 330, 12, 172
+    width, height, left, right, top, bottom = 280, 190, 44, 272, 12, 162
     values = [value for _, value in (*train, *val)]
     if not values:
         return f'<p class="soft">{text(description)}: nothing was logged.</p>'
@@ -83,9 +82,10 @@ def curves(train: Points, val: Points, *, steps: int, description: str) -> str:
     parts = [f'<svg class="plot" viewBox="0 0 {width} {height}" role="img" aria-label="{text(description)}">']
     for share in (0.0, 0.5, 1.0):
         y = bottom - (bottom - top) * share
+        tick = short(low + (high - low) * share)
         parts.append(
             f'<line class="track" x1="{left}" y1="{y:.1f}" x2="{right}" y2="{y:.1f}"/>'
-            f'<text x="{left - 7}" y="{y + 4:.1f}" text-anchor="end">{short(low + (high - low) * share)}</text>'
+            f'<text x="{left - 7}" y="{y + 4:.1f}" text-anchor="end">{tick}</text>'
         )
     parts.append(
         f'<text x="{left}" y="{bottom + 19}">step 0</text>'
@@ -112,9 +112,9 @@ def bars(rows: Sequence[Bar], *, description: str) -> str:
         for offset, tone, value in ((2, "tuned", bar.tuned), (12, "stock", bar.stock)):
             tall = 9 if tone == "tuned" else 5
             parts.append(
-                f'<rect class="ground" x="{left}" y="{y + offset}" width="{right - left}" height="{tall}" rx="2"/>'
-                f'<rect class="{tone}" x="{left}" y="{y + offset}" width="{(right - left) * value:.1f}" height="{tall}" '
-                'rx="2"/>'
+                f'<rect class="ground" x="{left}" y="{y + offset}" width="{right - left}" height="{tall}" '
+                f'rx="2"/><rect class="{tone}" x="{left}" y="{y + offset}" '
+                f'width="{(right - left) * value:.1f}" height="{tall}" rx="2"/>'
             )
         parts.append(f'<text x="{right + 8}" y="{y + 14}">{100 * bar.tuned:.0f} %</text>')
     return "".join(parts) + "</svg>"

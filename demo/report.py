@@ -1,6 +1,6 @@
 """The demo's result: one flat metrics.json, the one page, and the picture for the README.
 
-Reads what the steps wrote and measures nothing but intervals. metrics.json comes last: its presence means done.
+Reads what the steps wrote and measures nothing but intervals. metrics.json comes last: it means done.
 """
 
 from __future__ import annotations
@@ -118,7 +118,9 @@ def attribute_figures(
             mine = [row for row in judged if row["system"] == system]
             place = np.array([number[row["prompt_id"]] for row in mine])
             right = np.array([float(row[name]) for row in mine])
-            scores[system] = np.bincount(place, right, len(prompts)) / np.bincount(place, minlength=len(prompts))
+            scores[system] = np.bincount(place, right, len(prompts)) / np.bincount(
+                place, minlength=len(prompts)
+            )
             is_flat = float(np.ptp(scores[system])) == 0.0
             found = (
                 wilson(float(scores[system].sum()), len(prompts))  # "all of 120" is not "all for sure"
@@ -147,7 +149,10 @@ def _counts(folder: Path) -> Metrics:
         for reason, count in part.items():
             dropped[reason] = dropped.get(reason, 0) + count
     return {
-        **{f"counts.{name}": crawl["counts"][name] for name in ("pages", "cards", "pictures", "kept", "groups")},
+        **{
+            f"counts.{name}": crawl["counts"][name]
+            for name in ("pages", "cards", "pictures", "kept", "groups")
+        },
         "counts.captions_source": captions["counts"]["source"],
         "counts.captions_ended_at_clause": captions["counts"]["cut_back"],
         "counts.captions_model": captions["counts"]["model"],
@@ -212,10 +217,10 @@ def verdict(metrics: Mapping[str, Any]) -> tuple[str, str, str]:
     return (
         f"The tuned model draws {per_cent(tuned)} of {n} held-out crests exactly as asked, the stock model "
         f"{per_cent(stock)}: it {shows} (95 % interval of the difference {low:.0f} to {high:.0f} points).",
-        f"A reference CLIP that took no part finds a drawing's own prompt among {rivals} for {precision['tuned']} of "
-        f"the tuned drawings, for {precision['stock']} of the stock model's.",
-        f"All of it took {metrics['seconds.total'] / 60:.1f} minutes and {metrics['memory.peak_mb'] / 1000:.1f} GB of "
-        f"memory. {goals}",
+        f"A reference CLIP that took no part finds a drawing's own prompt among {rivals} for "
+        f"{precision['tuned']} of the tuned drawings, for {precision['stock']} of the stock model's.",
+        f"All of it took {metrics['seconds.total'] / 60:.1f} minutes and "
+        f"{metrics['memory.peak_mb'] / 1000:.1f} GB of memory. {goals}",
     )
 
 
@@ -245,7 +250,9 @@ def grid_picture(shown: Sequence[Shown], cell_px: int = 80) -> bytes:
     pen = ImageDraw.Draw(sheet)
     for row, name in enumerate(("truth", *SYSTEMS)):
         y = gap + row * (cell_px + gap)
-        pen.text((gap + 2, y + cell_px // 2), name, fill=(26, 32, 48), anchor="lm", font=ImageFont.load_default(15))
+        pen.text(
+            (gap + 2, y + cell_px // 2), name, fill=(26, 32, 48), anchor="lm", font=ImageFont.load_default(15)
+        )
         for column, one in enumerate(shown):
             with Image.open(one.pictures[name]) as picture:
                 cell = picture.convert("RGB").resize((cell_px, cell_px), Image.Resampling.BICUBIC)

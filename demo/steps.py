@@ -53,14 +53,16 @@ STEPS: Final = (
     Step("clip", "fine-tune CLIP", ("pack",), {"clip": ()}, ("runs/clip",), ("runs/clip/weights.json",)),
     Step("embed", "embed logos and captions with the tuned CLIP", ("clip",),
          {"embed": ()}, ("data/embeddings",), ("data/embeddings/clip/manifest.json",)),
-    Step("prior", "fine-tune the prior", ("embed",), {"prior": ()}, ("runs/prior",), ("runs/prior/weights.json",)),
+    Step("prior", "fine-tune the prior", ("embed",),
+         {"prior": ()}, ("runs/prior",), ("runs/prior/weights.json",)),
     Step("decoder", "fine-tune the decoder", ("embed",),
          {"decoder_64": ()}, ("runs/decoder_64",), ("runs/decoder_64/weights.json",)),
-    Step("generate", "draw held-out prompts with the stock and the tuned model, same seeds", ("prior", "decoder"),
+    Step("generate", "draw held-out prompts with stock and tuned models, same seeds", ("prior", "decoder"),
          {"demo": ("prompts",), "generate_stock": (), "generate": ()}, ("prompts.jsonl", "truth", "samples"),
          ("prompts.jsonl", "samples/stock/manifest.json", "samples/tuned/manifest.json")),
     Step("eval", "judge the drawings by their specification and by the reference CLIP", ("generate",),
-         {"eval": ()}, ("judge", "reports"), ("judge/metrics.json", "reports/tuned_against_stock/metrics.json")),
+         {"eval": ()}, ("judge", "reports"),
+         ("judge/metrics.json", "reports/tuned_against_stock/metrics.json")),
     Step("survey", "export the survey", ("generate",), {"survey": ()}, ("survey",), ("survey/index.html",)),
     Step("report", "write the page", ("eval", "survey"), {"demo": ("report",)}, ("report",),
          ("report/index.html", "report/metrics.json")),
@@ -138,8 +140,8 @@ class Journal:
             answers = [survey / name for name in ("answers.csv", "tally.html") if (survey / name).exists()]
             if answers:
                 raise RunError(
-                    f"{answers[0]}: belongs to a survey of the drawings before, which are to be drawn anew; move "
-                    f"{survey} to another place and run make demo again."
+                    f"{answers[0]}: belongs to a survey of drawings that are to be drawn anew; move {survey} "
+                    "to another place and run make demo again."
                 )
         for step in reversed(steps):  # the last first, so that an interruption leaves nothing built on sand
             self.rows.pop(step.name, None)
@@ -235,8 +237,8 @@ def sources_of(config: DemoConfig) -> dict[str, dict[str, str]]:
             path = step_path(config, name)
             if not path.exists():
                 raise ConfigError(
-                    f"{path}: there is no such config file, and the step {step.name} needs it; put it there or "
-                    "name another place.configs."
+                    f"{path}: there is no such config file, and {step.name} needs it; put it there, or name "
+                    "another place.configs."
                 )
             values = read_json(path)
             kept = {key: value for key, value in values.items() if key in sections or not sections}
@@ -265,7 +267,7 @@ def stock_file(name: str, place: PlaceConfig) -> Path:
     path = folder / "weights.safetensors"
     if not path.exists():
         raise WeightsError(
-            f"{path}: the stock weights are not there, and the demo starts from them; check the file out again, or "
-            "train them with make stock (under two hours)."
+            f"{path}: the stock weights are not there, and the demo starts from them; check the file out "
+            "again, or train them with make stock (under two hours)."
         )
     return path

@@ -25,9 +25,7 @@ def clip_spec() -> ClipSpec:
         "layers": 1,
     }
     vision = {"image_size": 32, "patch_size": 16, "layers": 1, "width": WIDTH, "head_width": 8}
-    return ClipSpec(
-        custom={"embed_dim": WIDTH, "vision_cfg": vision, "text_cfg": text}, bpe_merges=MERGES
-    )
+    return ClipSpec(custom={"embed_dim": WIDTH, "vision_cfg": vision, "text_cfg": text}, bpe_merges=MERGES)
 
 
 def write_tiny_stock(folder: Path) -> Path:
@@ -35,14 +33,14 @@ def write_tiny_stock(folder: Path) -> Path:
 
     def write(name: str, kind: str, model: Any, **parents: str) -> Path:
         spec = model.spec.model_dump(mode="json")
-        return export_weights(folder / name, model, {"kind": kind, "spec": spec, "parents": parents}, half=True)
+        return export_weights(
+            folder / name, model, {"kind": kind, "spec": spec, "parents": parents}, half=True
+        )
 
     torch.manual_seed(0)
     clip = short_hash(write("clip", "clip", ClipModel(clip_spec())))
     write("reference_clip", "clip", ClipModel(clip_spec()))
-    prior = PriorSpec(
-        image_embed_dim=WIDTH, text_width=WIDTH, max_text_len=32, depth=1, heads=2, dim_head=8
-    )
+    prior = PriorSpec(image_embed_dim=WIDTH, text_width=WIDTH, max_text_len=32, depth=1, heads=2, dim_head=8)
     write("prior", "prior", Prior(prior), clip=clip)
     decoder = DecoderSpec(
         side_px=16,
