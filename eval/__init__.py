@@ -1,1 +1,1 @@
-"""eval: is the tuned system better than its baseline? Numbers with intervals, a report, and a blind human survey."""
+"""eval: is the tuned system better than its baseline? Numbers with intervals, a report, a blind survey."""

@@ -2,8 +2,8 @@
 
     python -m eval --config configs/demo/eval.json
 
-Reads what `python -m crest` drew and, where given, shards of real pictures; writes metrics.json, nearest.jsonl and
-index.html. Trains nothing and draws nothing.
+Reads what `python -m crest` drew and, where given, shards of real pictures; writes metrics.json,
+nearest.jsonl and index.html. Trains nothing and draws nothing.
 """
 
 from __future__ import annotations

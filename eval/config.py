@@ -23,7 +23,7 @@ class SystemConfig(Config):
     samples: Path
     """Folder with samples.jsonl and the pictures, as `python -m crest` writes it."""
     clip: str | None = None
-    """The CLIP that conditioned it (weights folder or stock name); its card names the parents that may not score."""
+    """CLIP that conditioned it (weights folder or stock name); its card names parents that may not score."""
 
 
 class EvalSection(Config):
@@ -32,7 +32,7 @@ class EvalSection(Config):
     dir: Path
     """Report folder: metrics.json, nearest.jsonl and index.html."""
     reference: str = "stock/reference_clip"
-    """CLIP that scores: a weights folder or a stock name; never the CLIP that conditioned a system, nor its kin."""
+    """CLIP that scores (weights folder or stock name); never one that conditioned a system, nor its kin."""
     systems: tuple[SystemConfig, ...] = Field(min_length=2)
     """Two or more systems, drawn from the same prompts with the same seeds."""
     baseline: str
@@ -40,7 +40,7 @@ class EvalSection(Config):
     prompts: Path | None = None
     """Prompt list (.jsonl with `text`, or .txt); when given, exactly these prompts must have been drawn."""
     shards: Path | None = None
-    """Shards of real pictures: test for KID and CMMD, train for the near-copy check; null leaves these out."""
+    """Shards of real pictures: test for KID and CMMD, train for near copies; null leaves these out."""
     primary: Primary = "clip_score"
     """The one metric that decides, named before anything is drawn."""
     bootstrap: int = Field(default=9999, ge=99)

@@ -1,7 +1,7 @@
 """What the metrics look at: every picture and prompt once through the reference CLIP, beside the pixels.
 
-Pictures are encoded here and nowhere else, so that a metric costs arithmetic only. Refuses a reference CLIP that
-conditioned a compared system, or is its parent or child: such a judge would score its own work.
+Pictures are encoded here and nowhere else, so that a metric costs arithmetic only. Refuses a reference CLIP
+that conditioned a compared system, or is its parent or child: such a judge would score its own work.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ def refuse_kin(
 
     Args:
         place: how the config names the reference, for the error.
-        conditioning: hash and parents of the system's own CLIP where the config names it: {"hash": ..., name: hash}.
+        conditioning: hash and parents of the system's own CLIP where the config names it: {"hash": ..., name:
+            hash}.
     Raises:
         WeightsError: the reference is no independent judge.
     """
@@ -97,7 +98,7 @@ def refuse_kin(
     if reference.hash in clips:
         is_itself = own.get("hash", reference.hash) == reference.hash
         what = "is the CLIP that conditioned" if is_itself else "is the parent of the CLIP that conditioned"
-    elif kin := clips & set(reference.parents.values()):
+    elif kin := clips & set(forebears(reference.parents).values()):
         what = f"stems from {sorted(kin)[0]}, kin of the CLIP that conditioned"
     else:
         return
@@ -105,6 +106,11 @@ def refuse_kin(
         f"{place}: {what} system {system.name} (hash {reference.hash}), so it would score its own work; set "
         "eval.reference to a CLIP of other data."
     )
+
+
+def forebears(parents: Mapping[str, str]) -> dict[str, str]:
+    """The weights among a card's parents; the data that it was trained on may be shared."""
+    return {name: value for name, value in parents.items() if name.startswith(("start", "ancestor", "clip"))}
 
 
 def conditioning_clip(place: str, system: System) -> dict[str, str]:
@@ -119,11 +125,10 @@ def conditioning_clip(place: str, system: System) -> dict[str, str]:
     own = short_hash(path)
     if system.ancestry and own not in system.ancestry:
         raise DataError(
-            f"{system.dir}: was drawn with CLIP {sorted(system.ancestry)[0]}, but {place} is {own}; correct the clip "
-            f"of system {system.name}."
+            f"{system.dir}: was drawn with CLIP {sorted(system.ancestry)[0]}, but {place} is {own}; correct "
+            f"the clip of system {system.name}."
         )
-    parents = read_card(path, "clip").get("parents", {})
-    return {**{str(name): str(value) for name, value in parents.items()}, "hash": own}
+    return {**forebears(read_card(path, "clip").get("parents", {})), "hash": own}
 
 
 def encode(reference: Encoder, pixels: NDArray[np.uint8], batch_size: int, what: str) -> Floats:

@@ -1,6 +1,7 @@
-"""Run every metric, compare every system with the baseline, correct for looking more than once, and say the verdict.
+"""Run every metric, compare every system with the baseline, and say the verdict.
 
-Treats all metrics alike: figures a prompt are compared pairwise, set figures bring their own differences.
+Corrects for looking more than once. Treats all metrics alike: figures a prompt are compared pairwise, set
+figures bring their own differences.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Maximum mean discrepancy between drawings and real pictures: unbiased, with interval and noise floor.
 
-Holds what KID and CMMD share; each of them adds its kernel. The V-statistic of published CMMD code is never used
-for a claim: at n = 50 its bias is as large as a real shift.
+Holds what KID and CMMD share; each of them adds its kernel. The V-statistic of published CMMD code is never
+used for a claim: at n = 50 its bias is as large as a real shift.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def measure(evidence: Evidence, kernel: Kernel, scale: float, real: Gallery) -> 
         estimates={name: _estimate(d, zero) for name, d in found.items()},
         differences={name: _estimate(d, base) for name, d in found.items() if name != evidence.baseline},
         figures=figures,
-        note=f"two random halves of the real pictures ({size} each) stay below {high:.3g} in 95 % of splits; lower is nearer",
+        note=f"two random halves of the real pictures ({size} each) stay below {high:.3g} in 95 % of splits",
     )
 
 

@@ -1,7 +1,7 @@
 """One self-contained HTML page: skeleton, style and the few parts that the report and the tally share.
 
-A page fetches nothing (its content policy forbids it), follows the reader's light or dark setting, and is read by
-screen readers and at phone width. Every text goes through `text`.
+A page fetches nothing (its content policy forbids it), follows the reader's light or dark setting, and is
+read by screen readers and at phone width. Every text goes through `text`.
 """
 
 from __future__ import annotations
@@ -11,47 +11,12 @@ import html
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-STYLE = """
-:root { color-scheme: light dark; --paper: #fbfaf7; --card: #ffffff; --ink: #1d2127; --soft: #5a626d; --line: #d9d6cd;
-  --accent: #1f5fae; --better: #1b7a43; --worse: #b3382c; --even: #5a626d; }
-@media (prefers-color-scheme: dark) { :root { --paper: #14171b; --card: #1c2026; --ink: #e9e7e2; --soft: #a4abb5;
-  --line: #363c45; --accent: #82b4ef; --better: #6fcf97; --worse: #f0897d; --even: #a4abb5; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, sans-serif; }
-main { max-width: 68rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
-h1 { font-size: 1.05rem; font-weight: 600; color: var(--soft); margin: 0 0 .75rem; }
-h2 { font-size: 1.2rem; margin: 3rem 0 .5rem; }
-h3 { font-size: 1rem; margin: 1.75rem 0 .5rem; }
-p { max-width: 46rem; margin: .4rem 0; }
-.verdict { font-size: 1.45rem; line-height: 1.35; font-weight: 600; max-width: 52rem; text-wrap: pretty; }
-.soft, caption, figcaption { color: var(--soft); font-size: .875rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-caption { text-align: left; padding: .25rem 0 .5rem; }
-th, td { text-align: left; vertical-align: top; padding: .5rem .9rem .5rem 0; border-bottom: 1px solid var(--line); }
-thead th { font-size: .8rem; color: var(--soft); font-weight: 600; border-bottom: 1px solid var(--ink); }
-tbody th { font-weight: 600; min-width: 9rem; }
-td.number { white-space: nowrap; }
-td small, th small { display: block; color: var(--soft); font-weight: 400; }
-.better { color: var(--better); } .worse { color: var(--worse); }
-svg { display: block; width: 100%; min-width: 44rem; height: auto; max-width: 60rem; }
-svg text { font: 13px system-ui, sans-serif; fill: var(--ink); } svg .soft { fill: var(--soft); }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); gap: 1rem; padding: 0; list-style: none; }
-.card { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: .85rem; }
-.card p { margin: 0 0 .6rem; font-size: .92rem; }
-.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(6.5rem, 1fr)); gap: .75rem; }
-figure { margin: 0; } figcaption { margin-top: .3rem; }
-img { display: block; width: 100%; height: auto; max-width: 11rem; background: #fff; border: 1px solid var(--line);
-  border-radius: .25rem; image-rendering: auto; }
-code, pre { font: .82rem/1.5 ui-monospace, monospace; } pre { overflow-x: auto; background: var(--card); padding: 1rem;
-  border: 1px solid var(--line); border-radius: .5rem; } summary { cursor: pointer; padding: .4rem 0; }
-:focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; }
-@media print { main { max-width: none; } .card { break-inside: avoid; } }
-"""
+STYLE = Path(__file__).with_name("page.css")
 
 
 def text(value: object) -> str:
@@ -66,7 +31,8 @@ def page(title: str, body: str) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; style-src '
         "'unsafe-inline'\">\n"
-        f"<title>{text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+        f"<title>{text(title)}</title>\n<style>\n{STYLE.read_text(encoding='utf-8')}</style>\n</head>\n"
+        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
     )
 
 
@@ -138,7 +104,7 @@ def forest(
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{text(description)}">',
         f'<text class="soft" x="{middle - 14}" y="20" text-anchor="end">← {text(left)}</text>',
         f'<text class="soft" x="{middle + 14}" y="20">{text(right)} →</text>',
-        f'<line x1="{middle}" y1="30" x2="{middle}" y2="{height}" stroke="var(--soft)" stroke-dasharray="3 4"/>',
+        _dashes(middle, 30, height),
     ]
     for number, strip in enumerate(strips):
         y = top + row * number + 14
@@ -148,7 +114,8 @@ def forest(
         colour = f"var(--{strip.tone})"
         parts.append(
             f'<text x="0" y="{y + 4}">{text(strip.label)}</text>'
-            f'<line x1="{a:.1f}" y1="{y}" x2="{b:.1f}" y2="{y}" stroke="{colour}" stroke-width="3" stroke-linecap="round"/>'
+            f'<line x1="{a:.1f}" y1="{y}" x2="{b:.1f}" y2="{y}" stroke="{colour}" stroke-width="3" '
+            'stroke-linecap="round"/>'
             f'<circle cx="{m:.1f}" cy="{y}" r="6.5" fill="{colour}" stroke="var(--paper)" stroke-width="2"/>'
             f'<text class="soft" x="{x1 + 24}" y="{y + 4}">{text(strip.shown)}</text>'
         )
@@ -169,17 +136,22 @@ def histogram(values: NDArray[np.float64], *, label: str, description: str) -> s
         tone = "even" if centre == 0 else "better" if centre > 0 else "worse"
         if count:
             parts.append(
-                f'<rect x="{number * step + 1:.1f}" y="{base - tall:.1f}" width="{step - 2:.1f}" height="{tall:.1f}" rx="2" '
-                f'fill="var(--{tone})"/>'
+                f'<rect x="{number * step + 1:.1f}" y="{base - tall:.1f}" width="{step - 2:.1f}" '
+                f'height="{tall:.1f}" rx="2" fill="var(--{tone})"/>'
             )
     parts.append(
         f'<line x1="0" y1="{base}" x2="{width}" y2="{base}" stroke="var(--line)"/>'
-        f'<line x1="{width / 2}" y1="8" x2="{width / 2}" y2="{base}" stroke="var(--soft)" stroke-dasharray="3 4"/>'
+        f"{_dashes(width / 2, 8, base)}"
         f'<text class="soft" x="0" y="{base + 22}">−{reach:.3g}</text>'
         f'<text class="soft" x="{width / 2}" y="{base + 22}" text-anchor="middle">0 · {text(label)}</text>'
         f'<text class="soft" x="{width}" y="{base + 22}" text-anchor="end">+{reach:.3g}</text></svg>'
     )
     return _scroll("".join(parts), description)
+
+
+def _dashes(x: float, top: float, bottom: float) -> str:
+    """The line of no difference."""
+    return f'<line x1="{x}" y1="{top}" x2="{x}" y2="{bottom}" stroke="var(--soft)" stroke-dasharray="3 4"/>'
 
 
 def _scroll(content: str, label: str) -> str:

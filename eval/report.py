@@ -1,4 +1,4 @@
-"""The judgement as one page: verdict, table, forest plot, prompts at their best and worst, nearest training pictures.
+"""The judgement as one page: verdict, table, forest plot, prompts at their best and worst, near copies.
 
 Shows what was measured and nothing that was not; the numbers are those of metrics.json.
 """
@@ -36,9 +36,10 @@ def render(
     parts += [f'<p class="verdict">{text(sentence)}</p>' for sentence in judgement.verdicts]
     each = len(evidence.prompt_of) / len(evidence.prompts)
     parts.append(
-        f'<p class="soft">{len(evidence.prompts)} prompts, {each:g} picture{"s" if each != 1 else ""} a prompt and '
-        f"system, same seeds. Scored by {text(flat['reference'])} ({text(flat['reference_hash'])}), which conditioned "
-        "none of the systems. The primary metric was named before drawing.</p>"
+        f'<p class="soft">{len(evidence.prompts)} prompts, {each:g} picture{"s" if each != 1 else ""} a '
+        "prompt and "
+        f"system, same seeds. Scored by {text(flat['reference'])} ({text(flat['reference_hash'])}), which "
+        "conditioned none of the systems. The primary metric was named before drawing.</p>"
     )
     parts.append(_metric_table(judgement, [system.name for system in systems]))
     if judgement.skipped:
@@ -81,11 +82,12 @@ def _metric_table(judgement: Judgement, names: Sequence[str]) -> str:
                 label += f"<small>{text(name)}</small>"
             holm = finding.holm.get(name)
             tone = _tone(finding, name, judgement.primary)
+            difference = _interval(comparison.difference, is_share=metric.is_share)
             rows.append(
                 [
                     label,
                     *(values if place == 0 else [""] * len(values)),
-                    f'<span class="{tone}">{_interval(comparison.difference, is_share=metric.is_share)}</span>',
+                    f'<span class="{tone}">{difference}</span>',
                     "–"
                     if comparison.p is None
                     else text(p_text(comparison.p).removeprefix("p ").removeprefix("= ")),
@@ -99,7 +101,7 @@ def _metric_table(judgement: Judgement, names: Sequence[str]) -> str:
         for finding in judgement.findings
         if finding.outcome.note
     )
-    caption = f"Difference: system minus {judgement.baseline}; 95 % intervals below the figures; the prompt is the unit"
+    caption = f"Difference: system minus {judgement.baseline}; 95 % intervals below; the prompt is the unit"
     return f'<h2>Scores</h2>{table(caption, head, rows)}<ul class="soft">{notes}</ul>'
 
 
@@ -134,7 +136,7 @@ def _differences(judgement: Judgement, name: str) -> str:
     gains = primary.outcome.scores[name] - primary.outcome.scores[judgement.baseline]
     plot = forest(
         strips, left=f"{judgement.baseline} better", right=f"{name} better",
-        description=f"Differences between {name} and {judgement.baseline} with 95 % intervals; the figures are in the table",
+        description=f"Differences between {name} and {judgement.baseline} with 95 % intervals",
     )  # fmt: skip
     bars = histogram(
         gains, label=f"{primary.metric.title}, {name} minus {judgement.baseline}, by prompt",
@@ -142,8 +144,8 @@ def _differences(judgement: Judgement, name: str) -> str:
     )  # fmt: skip
     return (
         f"<h2>{text(name)} against {text(judgement.baseline)}</h2>"
-        '<p class="soft">Right of the dashed line the system is better. Every line has its own scale; colour marks '
-        "differences that hold at 5 % (secondary metrics after Holm).</p>"
+        '<p class="soft">Right of the dashed line the system is better. Every line has its own scale; colour '
+        "marks differences that hold at 5 % (secondary metrics after Holm).</p>"
         f'{plot}<h3>Prompt by prompt</h3>{bars}'
     )  # fmt: skip
 
@@ -163,8 +165,8 @@ def _prompts(judgement: Judgement, evidence: Evidence, name: str, shown: int) ->
     }
     parts = [f"<h2>What {text(name)} and {text(judgement.baseline)} drew</h2>"]
     parts.append(
-        f'<p class="soft">Sorted by the difference in {text(finding.metric.title)}; the first seed of each prompt, '
-        "nothing picked by hand.</p>"
+        f'<p class="soft">Sorted by the difference in {text(finding.metric.title)}; the first seed of each '
+        "prompt, nothing picked by hand.</p>"
     )
     for heading, numbers in groups.items():
         cards = "".join(
@@ -177,9 +179,11 @@ def _prompts(judgement: Judgement, evidence: Evidence, name: str, shown: int) ->
 def _card(evidence: Evidence, finding: Finding, names: tuple[str, str], number: int) -> str:
     first = int(np.flatnonzero(evidence.prompt_of == number)[0])
     prompt = evidence.prompts[number]
+    scores = {name: float(finding.outcome.scores[name][number]) for name in names}
     figures = "".join(
         f"<figure>{picture(evidence.systems[name].pixels[first], f'Drawn by {name} for: {prompt}')}"
-        f"<figcaption>{text(name)}: {figure(float(finding.outcome.scores[name][number]), is_share=finding.metric.is_share)}</figcaption></figure>"
+        f"<figcaption>{text(name)}: {figure(scores[name], is_share=finding.metric.is_share)}</figcaption>"
+        "</figure>"
         for name in names
     )
     return f'<li class="card"><p>{text(prompt)}</p><div class="pair">{figures}</div></li>'
@@ -197,10 +201,12 @@ def _nearest(evidence: Evidence, pairs: Sequence[Mapping[str, Any]], names: Sequ
         cards.append(
             f'<li class="card"><p>{text(row["prompt"])}</p><div class="pair"><figure>'
             f"{picture(drawn, 'Drawn by ' + row['system'])}<figcaption>{text(row['system'])}: cosine "
-            f"{row['cosine']:.3f}{flag}</figcaption></figure><figure>{picture(real, 'Nearest training picture')}"
-            f"<figcaption>training picture {text(row['nearest_id'])}</figcaption></figure></div></li>"
+            f"{row['cosine']:.3f}{flag}</figcaption></figure><figure>"
+            f"{picture(real, 'Nearest training picture')}<figcaption>training picture "
+            f"{text(row['nearest_id'])}</figcaption></figure></div></li>"
         )
     return (
-        '<h2>Nearest training pictures</h2><p class="soft">The closest pairs of all; every picture\'s nearest is in '
-        f'nearest.jsonl. Look: no number proves that nothing was copied.</p><ul class="grid">{"".join(cards)}</ul>'
+        '<h2>Nearest training pictures</h2><p class="soft">The closest pairs of all; nearest.jsonl has one '
+        "for every picture. Look: no number proves that nothing was copied.</p>"
+        f'<ul class="grid">{"".join(cards)}</ul>'
     )

@@ -1,7 +1,7 @@
 """How sure are we: intervals, p-values, effect sizes and the verdict, with the prompt as the unit.
 
-Pure functions of numbers. The prompt is the unit because pictures of one prompt stand or fall together; answers and
-pictures are never treated as independent draws here.
+Pure functions of numbers. The prompt is the unit because pictures of one prompt stand or fall together;
+answers and pictures are never treated as independent draws here.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def jackknife_variance(leave_one_out: Array) -> float:
 
 
 def normal_interval(value: float, variance: float, units: int) -> tuple[Interval, float]:
-    """Interval and two-sided p against 0 from a variance, by Student's t with units - 1 degrees of freedom."""
+    """Interval and two-sided p against 0 from a variance, by Student's t (units - 1)."""
     from scipy import stats
 
     error = math.sqrt(max(variance, 0.0))
@@ -183,8 +183,8 @@ def verdict(
     """
     d = comparison.difference
     evidence = (
-        f"{metric} {figure(means[0], is_share=is_share)} against {figure(means[1], is_share=is_share)}, difference "
-        f"{span(d, is_share=is_share)}, {p_text(comparison.p)}, {comparison.units} prompts"
+        f"{metric} {figure(means[0], is_share=is_share)} against {figure(means[1], is_share=is_share)}, "
+        f"difference {span(d, is_share=is_share)}, {p_text(comparison.p)}, {comparison.units} prompts"
     )
     if comparison.p is not None and comparison.p < 1 - LEVEL:
         word = "better" if (d.value > 0) == higher_is_better else "worse"

@@ -68,15 +68,15 @@ def read_system(name: str, folder: Path) -> System:
         drawing = _drawing(row, folder, f"{table}:{number}")
         if drawing.key in drawings:
             raise DataError(
-                f"{table}:{number}: prompt {drawing.prompt_id} with seed {drawing.seed} is there twice, expected "
-                "once; remove one of the rows."
+                f"{table}:{number}: prompt {drawing.prompt_id} with seed {drawing.seed} is there twice, "
+                "expected once; remove one of the rows."
             )
         drawings[drawing.key] = drawing
     missing = [drawing.path.name for drawing in drawings.values() if not drawing.path.is_file()]
     if missing:
         raise DataError(
-            f"{folder}: {len(missing)} of {len(drawings)} pictures are missing ({_few(missing)}); run {MADE_BY} "
-            f"again for system {name}."
+            f"{folder}: {len(missing)} of {len(drawings)} pictures are missing ({_few(missing)}); run "
+            f"{MADE_BY} again for system {name}."
         )
     first: dict[str, int] = {}
     for drawing in drawings.values():
@@ -144,8 +144,8 @@ def _same_prompts(base: System, other: System) -> None:
         if lacking:
             first = lacking[0]
             raise DataError(
-                f"{b.dir}: has no picture of prompt {first.prompt_id} with seed {first.seed} ({len(lacking)} such), "
-                f"but {a.dir} has; draw every system from the same prompts with the same seeds."
+                f"{b.dir}: has no picture of prompt {first.prompt_id} with seed {first.seed} ({len(lacking)} "
+                f"such), but {a.dir} has; draw every system from the same prompts with the same seeds."
             )
     texts = {drawing.prompt_id: drawing.prompt for drawing in base.drawings}
     for drawing in other.drawings:
@@ -163,18 +163,22 @@ def _covers(system: System, prompts: Path) -> None:
     unlisted = [text for text in drawn if text not in set(listed)]
     if undrawn:
         raise DataError(
-            f"{prompts}: {len(undrawn)} of {len(listed)} prompts were not drawn (first: {undrawn[0][:60]!r}); run "
-            f"{MADE_BY} with this prompt list."
+            f"{prompts}: {len(undrawn)} of {len(listed)} prompts were not drawn (first: "
+            f"{undrawn[0][:60]!r}); run {MADE_BY} with this prompt list."
         )
     if unlisted:
         raise DataError(
-            f"{system.dir}: {len(unlisted)} prompts are not in {prompts} (first: {unlisted[0][:60]!r}); run {MADE_BY} "
-            "with this prompt list or name the one that was drawn."
+            f"{system.dir}: {len(unlisted)} prompts are not in {prompts} (first: {unlisted[0][:60]!r}); run "
+            f"{MADE_BY} with this prompt list or name the one that was drawn."
         )
 
 
 def read_prompts(path: Path) -> list[str]:
     """The texts of a prompt list: rows with `text` in a .jsonl file, else one a line."""
+    if path.is_dir():
+        raise DataError(
+            f"{path}: is a folder, expected a prompt list; name a file or leave eval.prompts out."
+        )
     if path.suffix == ".jsonl":
         texts = []
         for number, row in enumerate(read_jsonl(path), start=1):

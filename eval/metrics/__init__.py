@@ -1,7 +1,7 @@
 """The contract that every metric keeps, and the list of those that are measured.
 
-A metric is one file. It reads an Evidence and answers with an Outcome; it never encodes a picture, never tests a
-hypothesis about paired prompts (eval.judge does, the same way for all) and never writes.
+A metric is one file. It reads an Evidence and answers with an Outcome; it never encodes a picture, never
+tests a hypothesis about paired prompts (eval.judge does, the same way for all) and never writes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""CMMD: kernel distance between drawings and real pictures, Gaussian kernel on reference-CLIP features, unbiased.
+"""CMMD: unbiased kernel distance between drawings and real pictures, Gaussian kernel on CLIP features.
 
 With this kernel width and unit-length features it mostly sees a shift of the mean, so KID stands next to it.
 """

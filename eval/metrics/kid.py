@@ -1,6 +1,7 @@
-"""KID: kernel distance between drawings and real pictures, cubic kernel on reference-CLIP features, unbiased.
+"""KID: unbiased kernel distance between drawings and real pictures, cubic kernel on CLIP features.
 
-Not Inception features: they are poor outside photographs. FID is left out: at these set sizes it is mostly bias.
+Not Inception features: they are poor outside photographs. FID is left out: at these set sizes it is mostly
+bias.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ SCALE = 1000.0
 def cubic_kernel(x: Floats, y: Floats) -> Floats:
     """k(x, y) = (x . y / d + 1)^3 on features of length sqrt(d), that is (cos + 1)^3 on unit length.
 
-    CLIP features are unit length at our border; without the factor x . y / d would vanish and the kernel be linear.
+    CLIP features are unit length at our border; without the factor x . y / d would vanish and the kernel be
+    linear.
 
     Args:
         x: (n, D), unit length.

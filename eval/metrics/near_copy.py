@@ -19,7 +19,7 @@ FEWEST_REAL = 20
 
 
 def perceptual_hash(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """64 bits a picture: signs of the lowest 8 x 8 cosine coefficients of the grey picture against their median.
+    """64 bits a picture: is each of the 8 x 8 lowest cosine coefficients (grey) above their median?
 
     Args:
         pixels: (N, 3, H, W).
@@ -81,7 +81,8 @@ class NearCopy:
         if evidence.train is None or evidence.real is None:
             return "no real pictures: eval.shards is not set, or a split of it is empty"
         if len(evidence.real) < FEWEST_REAL:
-            return f"the test split holds {len(evidence.real)} pictures, too few for a threshold (at least {FEWEST_REAL})"
+            found = len(evidence.real)
+            return f"the test split holds {found} pictures, too few for a threshold (at least {FEWEST_REAL})"
         return None
 
     def measure(self, evidence: Evidence) -> Outcome:
@@ -124,7 +125,7 @@ class NearCopy:
         return Outcome(
             scores=scores,
             figures=figures,
-            note=f"cosine above {threshold:.3f}, which 1 % of unseen real pictures exceed; near-exact by perceptual "
-            f"hash: {figures['held_out.phash_share']:.1%} of unseen real pictures",
+            note=f"cosine above {threshold:.3f}, which 1 % of unseen real pictures exceed; near-exact by "
+            f"perceptual hash: {figures['held_out.phash_share']:.1%} of unseen real pictures",
             pairs=tuple(rows),
         )

@@ -17,8 +17,8 @@ DISTRACTORS = 99
 def distractors(prompts: tuple[str, ...], seed: int, most: int = DISTRACTORS) -> list[NDArray[np.int64]]:
     """For each prompt, the numbers of the prompts that it is to be told apart from.
 
-    Each caption counts once and a prompt's own wording never stands against it. Where more than `most` are left,
-    they are drawn at random, the same for every system.
+    Each caption counts once and a prompt's own wording never stands against it. Where more than `most` are
+    left, they are drawn at random, the same for every system.
     """
     wording = [" ".join(prompt.lower().split()) for prompt in prompts]
     first: dict[str, int] = {}

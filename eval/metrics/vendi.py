@@ -40,7 +40,7 @@ def mean_similarity(image_embed: Floats) -> float:
 
 
 def similarity_within(image_embed: Floats, prompt_of: NDArray[np.int64]) -> float | None:
-    """Mean cosine between pictures of the same prompt (1 is mode collapse); None with one picture a prompt."""
+    """Mean cosine between pictures of the same prompt (1: mode collapse); None with one a prompt."""
     groups = [image_embed[prompt_of == prompt] for prompt in np.unique(prompt_of)]
     several = [mean_similarity(group) for group in groups if len(group) > 1]
     return float(np.mean(several)) if several else None
@@ -61,8 +61,8 @@ class Vendi:
     def measure(self, evidence: Evidence) -> Outcome:
         """One figure a system, with the spread over random halves of the prompts, taken without replacement.
 
-        Bootstrapping would put equal pictures into the set and lower the score. The variance of a half around the
-        whole is that of the whole around the truth, since 1/(n/2) - 1/n = 1/n.
+        Bootstrapping would put equal pictures into the set and lower the score. The variance of a half around
+        the whole is that of the whole around the truth, since 1/(n/2) - 1/n = 1/n.
         """
         rng = np.random.default_rng(evidence.seed)
         count = len(evidence.prompts)

@@ -1,4 +1,4 @@
-"""Read answers.csv files against the key: every bad row is counted under a named reason, none is guessed at."""
+"""Read answers.csv files against the key: a bad row is counted under a named reason, never guessed at."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from crest.errors import DataError
 from crest.records import read_json
 
 COLUMNS = (
-    "survey_id", "rater_id", "pair_id", "question", "choice", "left_id", "right_id", "ms", "order", "ts", "source",
+    "survey_id", "rater_id", "pair_id", "question", "choice", "left_id", "right_id", "ms",
+    "order", "ts", "source",
 )  # fmt: skip
 NEEDED = COLUMNS[:8]
 TIE = "tie"
@@ -82,7 +83,8 @@ def answer_files(wanted: Sequence[Path], folder: Path) -> list[Path]:
 def read_answers(files: Sequence[Path], key: Mapping[str, Any]) -> Answers:
     """Read and check every row.
 
-    The first answer to a question counts: the same again is a `duplicate` (a file saved twice), another one is
+    The first answer to a question counts: the same again is a `duplicate` (a file saved twice), another one
+    is
     `contradicted` (a file changed later, or two people under one id).
 
     Args:

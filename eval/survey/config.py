@@ -16,10 +16,10 @@ from eval.config import SystemConfig
 Question = Literal["match", "quality", "use"]
 
 CONSENT = (
-    "You will see descriptions of logos, each with two drawings, and say which one you prefer. It takes about ten "
-    "minutes. Taking part is voluntary: you can stop at any time by closing the page. Only your choices, the time "
-    "that each took and a random number in place of your name are kept. Nothing is sent from this page: the answers "
-    "stay in your browser until you save the file and hand it on."
+    "You will see descriptions of logos, each with two drawings, and say which one you prefer. It takes "
+    "about ten minutes. Taking part is voluntary: you can stop at any time by closing the page. Only your "
+    "choices, the time that each took and a random number in place of your name are kept. Nothing is sent "
+    "from this page: the answers stay in your browser until you save the file and hand it on."
 )
 
 
@@ -45,7 +45,7 @@ class SurveySection(Config):
     primary: Question = "use"
     """The one question that decides, named before anybody answers."""
     pairs: int = Field(default=100, ge=2)
-    """Prompts to ask about at most; drawn by seed when more were drawn. The first drawing of each is shown."""
+    """Prompts to ask about at most, chosen by seed; the first drawing of each is shown."""
     raters: int = Field(default=20, ge=1)
     """Raters to plan for; each gets a plan of its own with its own order and sides."""
     answers_per_pair: int = Field(default=5, ge=1)

@@ -59,8 +59,8 @@ def plan(
 ) -> list[list[Showing]]:
     """One plan for each rater.
 
-    Every pair is shown `answers_per_pair` times, to different raters, each side equally often (within one); loads
-    differ by one at most; gold items never come first; a repeat comes in the last third, its
+    Every pair is shown `answers_per_pair` times, to different raters, each side equally often (within one);
+    loads differ by one at most; gold items never come first; a repeat comes in the last third, its
     first showing in the first half, with sides swapped.
 
     Raises:
@@ -69,8 +69,9 @@ def plan(
     load = counts(pairs, raters, answers_per_pair, gold_share, repeat_share)
     if load.total > most:
         raise ConfigError(
-            f"survey.most_per_rater: is {most}, but {pairs} pairs with {answers_per_pair} answers each from {raters} raters "
-            f"make {load.total} pairs a rater; ask more raters, fewer pairs or fewer answers per pair."
+            f"survey.most_per_rater: is {most}, but {pairs} pairs with {answers_per_pair} answers each from "
+            f"{raters} raters make {load.total} pairs a rater; ask more raters, fewer pairs or fewer answers "
+            "per pair."
         )
     rng = np.random.default_rng(seed)
     start = rng.integers(0, 2, size=pairs)

@@ -194,7 +194,7 @@ def _laid(
     key_pairs: dict[str, dict[str, Any]],
     token: Token,
 ) -> tuple[str, str, str]:
-    """(pair id, left picture, right picture); a repeat gets a pair id of its own, so that nothing marks it."""
+    """(pair id, left picture, right picture); a repeat has a pair id of its own: nothing marks it."""
     kind = "gold" if showing.kind == "gold" else "real"
     pair_id, first, second = ids[kind, showing.pair]
     if showing.kind == "repeat":
@@ -231,7 +231,8 @@ def page_html(manifest: dict[str, Any]) -> str:
 def export(config: SurveyConfig, systems: Sequence[System]) -> Bundle:
     """Write index.html, images/ and private/ of a survey.
 
-    An export of the same inputs leaves the ids as they are; one of other inputs is refused, for answers may be out.
+    An export of the same inputs leaves the ids as they are; one of other inputs is refused, for answers may
+    be out.
 
     Raises:
         RunError: the folder holds another survey.
@@ -248,8 +249,8 @@ def export(config: SurveyConfig, systems: Sequence[System]) -> Bundle:
         key = read_json(private / "key.json")
         if key.get("inputs") != inputs:
             raise RunError(
-                f"{section.dir}: holds a survey of other pictures or settings, and answers to it may be out; name another "
-                "survey.dir, or remove this one."
+                f"{section.dir}: holds a survey of other pictures or settings, and answers to it may be out; "
+                "name another survey.dir, or remove this one."
             )
         if (section.dir / "index.html").exists():
             manifest = read_manifest_of(section.dir / "index.html")

@@ -1,7 +1,7 @@
 """Statistics of preference answers: raters and prompts both repeat, so answers are not independent.
 
-Pure functions. The two-way clustered interval is the headline; Wilson and the binomial test stand beside it as the
-naive figures, which claim too much (simulated: 10 to 22 % false positives at 5 %).
+Pure functions. The two-way clustered interval is the headline; Wilson and the binomial test stand beside it
+as the naive figures, which claim too much (simulated: 10 to 22 % false positives at 5 %).
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def clustered_variance(errors: NDArray[np.float64], clusters: NDArray[np.int64])
 def two_way_rate(wins: Sequence[float], prompts: Sequence[Hashable], raters: Sequence[Hashable]) -> Rate:
     """Win rate with errors clustered by prompt and by rater.
 
-    V = V_prompt + V_rater - V_answer, at least as large as either; Student's t with min(P, R) - 1 degrees of freedom.
+    V = V_prompt + V_rater - V_answer, at least as large as either; Student's t with min(P, R) - 1 degrees of
+    freedom.
 
     Args:
         wins: one for each answer: 1, 0, or 0.5 for no difference.
@@ -87,7 +88,7 @@ def naive_rate(wins: Sequence[float]) -> Rate:
 
 
 def krippendorff_alpha(units: Iterable[Sequence[Hashable]]) -> float | None:
-    """Agreement beyond chance for categories, with gaps allowed: 1 full, 0 as by chance; None when nothing varies.
+    """Agreement beyond chance, gaps allowed: 1 full, 0 as by chance; None when nothing varies.
 
     Args:
         units: for each pair, the choices of those who answered it.
@@ -106,6 +107,6 @@ def krippendorff_alpha(units: Iterable[Sequence[Hashable]]) -> float | None:
 
 
 def needed_factor(rate: Rate) -> float | None:
-    """How many times as many prompts and raters would show a preference of this size with 80 % power; None at 0.5."""
+    """How many times as many prompts and raters would show this preference with 80 % power; None at 0.5."""
     gap = abs(rate.interval.value - 0.5)
     return ((1.96 + 0.8416) * rate.error / gap) ** 2 if gap > 0 and rate.error > 0 else None

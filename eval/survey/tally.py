@@ -112,8 +112,8 @@ def tally(answers: Sequence[Answer], key: Mapping[str, Any]) -> Tally:
     kept = [answer for answer in real if answer.rater not in out]
     if not any(answer.question == key["primary"] for answer in kept):
         raise DataError(
-            f"survey {key['survey_id']}: {len(out)} raters are excluded by the rules and no answer to the primary question "
-            "is left; collect more answers."
+            f"survey {key['survey_id']}: {len(out)} raters are excluded by the rules and no answer to the "
+            "primary question is left; collect more answers."
         )
     golds = [is_right for right in gold.values() for is_right in right]
     same = _repeats(answers, key, kinds)
@@ -131,7 +131,7 @@ def tally(answers: Sequence[Answer], key: Mapping[str, Any]) -> Tally:
 def _gold(
     answers: Sequence[Answer], key: Mapping[str, Any], kinds: Mapping[str, str]
 ) -> dict[str, list[bool]]:
-    """Rater -> for each gold item, whether the whole logo was preferred (primary question; a tie is wrong)."""
+    """Rater -> for each gold item, whether the whole logo won (primary question; a tie is wrong)."""
     found: dict[str, list[bool]] = defaultdict(list)
     for answer in answers:
         if kinds[answer.pair] == "gold" and answer.question == key["primary"]:
@@ -240,12 +240,15 @@ def flat_tally(found: Tally, answers: Answers, key: Mapping[str, Any]) -> dict[s
     for prefix, tallies in (("", found.filtered), ("unfiltered.", found.unfiltered)):
         for question, q in tallies.items():
             name = f"{prefix}{question}"
+            rate, naive = q.rate, q.naive
             values = {
-                "win_rate": q.rate.interval.value, "win_rate.low": q.rate.interval.low,
-                "win_rate.high": q.rate.interval.high, "win_rate.p": q.rate.p, "naive.win_rate": q.naive.interval.value,
-                "naive.low": q.naive.interval.low, "naive.high": q.naive.interval.high, "naive.p": q.naive.p,
-                "ties": q.ties, "win_rate_without_ties": q.without_ties, "left_share": q.left_share, "left_p": q.left_p,
-                "alpha": q.alpha, "answers": q.answers, "prompts": q.prompts, "raters": q.raters,
+                "win_rate": rate.interval.value, "win_rate.low": rate.interval.low,
+                "win_rate.high": rate.interval.high, "win_rate.p": rate.p,
+                "naive.win_rate": naive.interval.value, "naive.low": naive.interval.low,
+                "naive.high": naive.interval.high, "naive.p": naive.p,
+                "ties": q.ties, "win_rate_without_ties": q.without_ties,
+                "left_share": q.left_share, "left_p": q.left_p, "alpha": q.alpha,
+                "answers": q.answers, "prompts": q.prompts, "raters": q.raters,
             }  # fmt: skip
             flat |= {f"{name}.{field}": value for field, value in values.items()}
     flat |= {f"excluded.{rule}": count for rule, count in found.excluded.items()}

@@ -30,7 +30,8 @@ def render(found: Tally, answers: Answers, key: Mapping[str, Any], flat: Mapping
     parts = [
         f"<h1>{text(title)}</h1>",
         f'<p class="verdict">{text(flat["verdict"])}</p>',
-        f'<p class="soft">{len(answers.kept)} valid answers from {found.raters} raters; {excluded} of them left out by rules '
+        f'<p class="soft">{len(answers.kept)} valid answers from {found.raters} raters; {excluded} of them '
+        "left out by rules "
         "fixed at export. Intervals let answers of one rater and answers to one prompt move together.</p>",
         f"<h2>By question</h2>{_forest(found, key)}",
         _rates("Without the excluded raters", found.filtered, key),
@@ -55,7 +56,8 @@ def _forest(found: Tally, key: Mapping[str, Any]) -> str:
         )
     return forest(
         strips, left=f"{key['baseline']} chosen", right=f"{key['system']} chosen",
-        description="Win rates with 95 % intervals against one half; the figures are in the table below", common_reach=0.5,
+        description="Win rates with 95 % intervals against one half; the figures are in the table below",
+        common_reach=0.5,
     )  # fmt: skip
 
 
@@ -73,7 +75,8 @@ def _rates(caption: str, tallies: Mapping[str, QuestionTally], key: Mapping[str,
     for question, q in tallies.items():
         rows.append(
             [
-                f"{text(_label(question, key))}<small>{q.answers} answers, {q.prompts} prompts, {q.raters} raters</small>",
+                f"{text(_label(question, key))}<small>{q.answers} answers, {q.prompts} prompts, "
+                f"{q.raters} raters</small>",
                 _cell(q.rate.interval),
                 text(p_text(q.rate.p).removeprefix("p ").removeprefix("= ")),
                 _cell(q.naive.interval) + f"<small>{text(p_text(q.naive.p))}</small>",
@@ -90,15 +93,17 @@ def _rates(caption: str, tallies: Mapping[str, QuestionTally], key: Mapping[str,
 def _checks(found: Tally, answers: Answers, key: Mapping[str, Any]) -> str:
     rules = key["exclude"]
     items = [
-        f"Gold items right: {_share(found.gold_share)}. Repeats answered the same: {_share(found.repeat_share)}.",
+        f"Gold items right: {_share(found.gold_share)}. Repeats answered the same: "
+        f"{_share(found.repeat_share)}.",
         f"Median time for a pair: {found.median_ms / 1000:.1f} s.",
-        f"Raters were to be left out below {figure(rules['min_gold_share'], is_share=True)} of gold items right or below a median of "
-        f"{rules['min_ms']:.0f} ms a pair.",
+        f"Raters were to be left out below {figure(rules['min_gold_share'], is_share=True)} of gold items "
+        f"right or below a median of {rules['min_ms']:.0f} ms a pair.",
         *(f"Raters left out, {RULES.get(rule, rule)}: {count}." for rule, count in found.excluded.items()),
         *(f"Not counted, {reason.replace('_', ' ')}: {count}." for reason, count in answers.dropped.items()),
-        "Naive figures (Wilson interval and binomial test without ties) assume independent answers and claim too much.",
-        "Agreement is Krippendorff's alpha over left, no difference, right as choices of a system; 0.2 to 0.4 is usual "
-        "for matters of taste.",
+        "Naive figures (Wilson interval and binomial test without ties) assume independent answers and "
+        "claim too much.",
+        "Agreement is Krippendorff's alpha over left, no difference, right as choices of a system; 0.2 to "
+        "0.4 is usual for matters of taste.",
     ]
     return "<h2>Checks</h2><ul>" + "".join(f"<li>{text(item)}</li>" for item in items) + "</ul>"
 
@@ -108,8 +113,10 @@ def _share(value: float | None) -> str:
 
 
 def _span(interval: Interval) -> str:
-    return f"{figure(interval.value, is_share=True)} ({figure(interval.low, is_share=True)} to {figure(interval.high, is_share=True)})"
+    value, low, high = (figure(x, is_share=True) for x in (interval.value, interval.low, interval.high))
+    return f"{value} ({low} to {high})"
 
 
 def _cell(interval: Interval) -> str:
-    return f"{figure(interval.value, is_share=True)}<small>{figure(interval.low, is_share=True)} to {figure(interval.high, is_share=True)}</small>"
+    value, low, high = (figure(x, is_share=True) for x in (interval.value, interval.low, interval.high))
+    return f"{value}<small>{low} to {high}</small>"

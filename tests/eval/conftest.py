@@ -1,4 +1,4 @@
-"""A small world for the evaluation: two systems that draw discs, real discs, and an encoder without weights."""
+"""A small world for the evaluation: two systems that draw discs, real discs, and a weightless encoder."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ class FakeEncoder:
         return self._unit(images[:, :, middle, middle], images[:, :, 1, 1])
 
     def encode_text(self, texts: Sequence[str]) -> Any:
-        words = [(colour_words(text) + ["white", "white"])[:2] for text in texts]
+        words = [[*colour_words(text), "white", "white"][:2] for text in texts]
         colours = torch.tensor([[COLOURS.get(word, (0, 0, 0)) for word in pair] for pair in words]) / 255
         return SimpleNamespace(text_embed=self._unit(colours[:, 0], colours[:, 1]))
 
@@ -127,8 +127,8 @@ def evidence() -> Callable[..., Evidence]:
     """Evidence from arrays: 10 prompts with 2 pictures each unless told otherwise, and real pictures."""
 
     def make(
-        systems: Mapping[str, np.ndarray] | None = None, texts: Sequence[str] | None = None, *, real: int = 30,
-        pixels: np.ndarray | None = None, width: int = 16,
+        systems: Mapping[str, np.ndarray] | None = None, texts: Sequence[str] | None = None, *,
+        real: int = 30, pixels: np.ndarray | None = None, width: int = 16,
     ) -> Evidence:  # fmt: skip
         rng = np.random.default_rng(0)
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from crest.errors import ConfigError, DataError, WeightsError
 from crest.config import load_config
+from crest.errors import ConfigError, DataError, WeightsError
 from eval.__main__ import evaluate
 from eval.config import EvalConfig
 
@@ -142,7 +142,7 @@ def test_clip_of_the_config_must_be_the_one_that_drew(
     systems = (config.eval.systems[0], config.eval.systems[1].model_copy(update={"clip": place}))
     config = config.model_copy(update={"eval": config.eval.model_copy(update={"systems": systems})})
     with pytest.raises(
-        DataError, match="was drawn with CLIP clip000000000000, but .*clip is ffffffffffffffff"
+        DataError, match=r"was drawn with CLIP clip000000000000, but .*clip is ffffffffffffffff"
     ):
         evaluate(config, encoder())
 
@@ -152,7 +152,7 @@ def test_broken_picture_stops_before_anything_is_written(
 ) -> None:
     broken = worse_and_better[1] / "00003-0.png"
     broken.write_bytes(broken.read_bytes()[:60])
-    with pytest.raises(DataError, match="00003-0.png: is not a whole picture"):
+    with pytest.raises(DataError, match=r"00003-0.png: is not a whole picture"):
         evaluate(config_of(tmp_path, *worse_and_better), encoder())
     assert not (tmp_path / "report").exists()
 
@@ -182,3 +182,51 @@ def test_command_prints_one_sentence_for_a_missing_folder(tmp_path: Path) -> Non
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert "a: does not exist, expected what system stock drew" in done.stderr
+
+
+def tiny_clip(folder: Path, seed: int, parents: dict[str, str]) -> str:
+    """Untrained weights of a very small CLIP, as a run exports them."""
+    import torch
+
+    from crest.checkpoint import export_weights
+    from crest.models.clip import ClipModel, ClipSpec, vocabulary_size
+
+    tower = {"layers": 1, "width": 32}
+    spec = ClipSpec(
+        custom={
+            "embed_dim": 16,
+            "vision_cfg": {"image_size": 32, "patch_size": 16, "head_width": 16, **tower},
+            "text_cfg": {"context_length": 24, "vocab_size": vocabulary_size(100), "heads": 2, **tower},
+        },
+        bpe_merges=100,
+    )
+    torch.manual_seed(seed)
+    card = {"kind": "clip", "spec": spec.model_dump(mode="json"), "parents": parents}
+    export_weights(folder, ClipModel(spec), card)
+    return str(folder)
+
+
+def test_command_runs_with_real_weights_and_refuses_their_kin(
+    tmp_path: Path, draw_system: Draw, real_shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from crest.checkpoint import short_hash
+    from eval.__main__ import check, main
+
+    place = tiny_clip(tmp_path / "reference", 0, {"shards": "same data"})
+    own = short_hash(Path(place) / "weights.safetensors")
+    child = tiny_clip(tmp_path / "child", 1, {"start": own, "shards": "same data"})
+    stranger = tiny_clip(tmp_path / "stranger", 2, {"shards": "same data"})
+    drawn_by = {name: short_hash(Path(name) / "weights.safetensors") for name in (child, stranger)}
+    a = draw_system(tmp_path / "a", right=0.3, clip=drawn_by[stranger])
+    b = draw_system(tmp_path / "b", clip=drawn_by[child])
+    systems = [{"name": "stock", "samples": str(a), "clip": stranger}, {"name": "tuned", "samples": str(b)}]
+    config = config_of(
+        tmp_path, a, b, reference=place, systems=systems, shards=str(real_shards), device="cpu"
+    )
+    check(config)
+    main(config)
+    assert f"the report is {tmp_path / 'report' / 'index.html'}" in capsys.readouterr().out
+    systems[1]["clip"] = child
+    config = config_of(tmp_path, a, b, reference=place, systems=systems, device="cpu")
+    with pytest.raises(WeightsError, match="is the parent of the CLIP that conditioned system tuned"):
+        main(config)

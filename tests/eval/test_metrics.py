@@ -188,8 +188,8 @@ def test_shifted_drawings_rise_above_the_noise_floor(evidence: Make) -> None:
     near, far = unit(rng, 60, 16), unit(rng, 60, 16) + 0.4
     far /= np.linalg.norm(far, axis=1, keepdims=True)
     seen = evidence({"stock": far, "tuned": near}, texts=[f"p{n}" for n in range(60)])
-    seen = Evidence(seen.prompts, seen.text_embed, seen.prompt_of, seen.systems,
-                    real=Gallery(("r",) * 80, np.zeros((80, 3, 4, 4), np.uint8), unit(rng, 80, 16)))  # fmt: skip
+    real = Gallery(("r",) * 80, np.zeros((80, 3, 4, 4), np.uint8), unit(rng, 80, 16))
+    seen = Evidence(seen.prompts, seen.text_embed, seen.prompt_of, seen.systems, real=real)
     found = Kid().measure(seen)
     assert found.estimates["stock"].interval.low > found.figures["noise_floor"]
     assert found.estimates["tuned"].interval.low < 0 < found.estimates["tuned"].interval.high

@@ -19,8 +19,10 @@ from eval.survey.tally import tally
 from eval.systems import read_systems
 
 CHROMIUM = Path("/usr/bin/chromium")
-ARGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
-        "--disable-sync", "--disable-quic"]  # fmt: skip
+ARGS = [
+    "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--disable-quic",
+]  # fmt: skip
 Draw = Callable[..., Path]
 
 pytestmark = pytest.mark.browser
@@ -200,7 +202,8 @@ def test_forged_rater_in_the_link_becomes_a_random_one(visit: Any, survey: Path)
 def test_page_works_where_the_browser_keeps_nothing(visit: Any, survey: Path, tmp_path: Path) -> None:
     each = visit()
     each.context.add_init_script(
-        "Object.defineProperty(window, 'localStorage', {get() { throw new DOMException('denied', 'SecurityError'); }})"
+        "Object.defineProperty(window, 'localStorage', {get() { throw new DOMException('denied', "
+        "'SecurityError'); }})"
     )
     page = each.open(survey / "index.html", "?rater=private")
     assert page.is_visible("#storage")

@@ -110,7 +110,7 @@ def test_missing_field_and_doubled_row_are_named(tmp_path: Path, draw_system: Dr
         read_system("stock", a)
     del rows[0]["prompt"]
     write_rows(a, rows)
-    with pytest.raises(DataError, match="samples.jsonl:1: has no prompt"):
+    with pytest.raises(DataError, match=r"samples.jsonl:1: has no prompt"):
         read_system("stock", a)
 
 
@@ -120,10 +120,10 @@ def test_absent_folder_and_empty_table_say_what_to_run(tmp_path: Path, draw_syst
     ):
         read_system("stock", tmp_path / "a")
     (tmp_path / "b").mkdir()
-    with pytest.raises(DataError, match="b: has no samples.jsonl"):
+    with pytest.raises(DataError, match=r"b: has no samples.jsonl"):
         read_system("stock", tmp_path / "b")
     (tmp_path / "b" / "samples.jsonl").write_text("\n")
-    with pytest.raises(DataError, match="samples.jsonl: is empty"):
+    with pytest.raises(DataError, match=r"samples.jsonl: is empty"):
         read_system("stock", tmp_path / "b")
 
 
@@ -151,10 +151,12 @@ def test_prompt_list_must_be_drawn_whole_and_alone(tmp_path: Path, draw_system: 
 
 def test_prompt_list_without_texts_is_refused(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text('{"id": "1"}\n')
-    with pytest.raises(DataError, match="p.jsonl:1: has no text"):
+    with pytest.raises(DataError, match=r"p.jsonl:1: has no text"):
         read_prompts(tmp_path / "p.jsonl")
     (tmp_path / "p.txt").write_text("\n\n")
-    with pytest.raises(DataError, match="p.txt: is empty"):
+    with pytest.raises(DataError, match=r"p.txt: is empty"):
         read_prompts(tmp_path / "p.txt")
-    with pytest.raises(DataError, match="q.txt: there is no such prompt list"):
+    with pytest.raises(DataError, match="is a folder, expected a prompt list"):
+        read_prompts(tmp_path)
+    with pytest.raises(DataError, match=r"q.txt: there is no such prompt list"):
         read_prompts(tmp_path / "q.txt")
