@@ -24,14 +24,14 @@ from crest.config import OptimConfig, RunConfig
 from crest.ema import Ema
 from crest.errors import RunError
 from crest.learning_rate import learning_rate, set_learning_rate
-from crest.records import Split, hash_of, read_json, write_json
+from crest.records import Split, read_json, write_json
 from crest.tracker import Tracker
 from crest.world import World, mix_seed, open_world
 
 Metrics = Mapping[str, float]
 Batch = TypeVar("Batch")
-WATCHED = frozenset(("dir", "log_every", "preview_every", "save_every", "device"))
-"""Settings of a run that say where and how finely it is watched, not what it is."""
+WATCHED = frozenset(("run.dir", "run.log_every", "run.preview_every", "run.save_every", "run.device"))
+"""Settings that say where and how finely a run is watched, not what it is."""
 
 
 class Stage(Protocol[Batch]):
@@ -139,14 +139,26 @@ def fit(
 
 def _refuse_other_recipe(run_dir: Path, recipe: Mapping[str, Any]) -> None:
     path = run_dir / "config.json"
-    if path.exists():
-        found = read_json(path)
-        if _essence(found) != _essence(recipe):
-            name, old, new = _first_difference(found, recipe)
+    if not path.exists():
+        return
+    found, wanted = _settings(read_json(path)), _settings(recipe)
+    for name in {**found, **wanted}:
+        if found.get(name) != wanted.get(name):
             raise RunError(
-                f"{run_dir}: belongs to a run with {name} = {old}, this config has {new}; name another "
-                "run.dir or remove the folder."
+                f"{run_dir}: belongs to a run with {name} = {found.get(name)}, this config has "
+                f"{wanted.get(name)}; name another run.dir or remove the folder."
             )
+
+
+def _settings(recipe: Mapping[str, Any], section: str = "") -> dict[str, Any]:
+    # all that makes a run what it is, under dotted names
+    settings: dict[str, Any] = {}
+    for key, value in recipe.items():
+        if isinstance(value, Mapping) and value:
+            settings |= _settings(value, f"{section}{key}.")
+        elif f"{section}{key}" not in WATCHED:
+            settings[f"{section}{key}"] = value
+    return settings
 
 
 def _begun(batches: Iterator[Batch], wanted: bool) -> Iterator[Batch]:
@@ -158,21 +170,6 @@ def _claim(run_dir: Path, recipe: Mapping[str, Any], world: World) -> None:
     world.barrier()
     if world.is_main and not (run_dir / "config.json").exists():
         write_json(run_dir / "config.json", recipe)
-
-
-def _essence(recipe: Mapping[str, Any]) -> str:
-    kept = {key: value for key, value in recipe.get("run", {}).items() if key not in WATCHED}
-    return hash_of({**recipe, "run": kept})
-
-
-def _first_difference(found: Any, wanted: Any, name: str = "") -> tuple[str, Any, Any]:
-    if isinstance(found, dict) and isinstance(wanted, Mapping):
-        for key in {**found, **wanted}:
-            if found.get(key) != wanted.get(key) and not (name == "run" and key in WATCHED):
-                return _first_difference(
-                    found.get(key), wanted.get(key), f"{name}.{key}" if name else str(key)
-                )
-    return name, found, wanted
 
 
 def _start(stage: Stage[Any], run: RunConfig, optim: OptimConfig, world: World) -> State:
