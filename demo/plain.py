@@ -1,7 +1,9 @@
-"""The broad, plain world of the stock weights: crests on white in many proportions, with plain captions.
+"""The broad, plain worlds of the stock weights: crests on white, with plain captions.
 
-No club style and no lettering here, except in `reference_logo`, the other data of the independent reference
-CLIP. Held-out combinations never occur.
+Three of them: `plain_logo` shows crests anywhere and in many proportions (what CLIP learns to read), `centred_logo`
+crests in one plain proportion (what the prior and the decoder learn to draw), `reference_logo` is the other data of
+the independent reference CLIP, club-like drawings among them. No club style and no lettering in the first two;
+held-out combinations occur in none.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from demo.wording import Inscription, club_caption, pick, plain_caption
 
 _PLAIN_STREAM: Final = 1
 _REFERENCE_STREAM: Final = 2
+_CENTRED_STREAM: Final = 3
 
 CHARGE_ALONE_SHARE: Final = 0.05
 SHAPE_ALONE_SHARE: Final = 0.05
@@ -81,6 +84,35 @@ def plain_logo(seed: int, index: int, side_px: int = 64) -> PlainLogo:
         return PlainLogo(index, image, _captions(rng, spec, 2, show_shape=False), None)
     layout = _layout(rng, spec, (0.55, 0.9), (0.8, 1.25))
     if part < CHARGE_ALONE_SHARE + SHAPE_ALONE_SHARE:
+        image = draw(spec, layout, side_px, show_charge=False)
+        return PlainLogo(index, image, _captions(rng, spec, 2, show_charge=False), None)
+    return PlainLogo(index, draw(spec, layout, side_px), _captions(rng, spec, 3), spec)
+
+
+def centred_logo(seed: int, index: int, side_px: int = 64) -> PlainLogo:
+    """The logo at this place of the plain world whose crests all stand in the middle, about equally large."""
+    rng = np.random.default_rng([seed, _CENTRED_STREAM, index])
+    spec = random_specification(rng)
+    part = rng.random()
+    size, shift = rng.uniform(0.71, 0.75), rng.uniform(-0.008, 0.008, size=2)
+    outline_width, outline_colour = 0.0, None
+    if "white" in spec.field_colours:
+        outline_width, outline_colour = 0.018, "gray"
+    elif rng.random() < 0.2:
+        outline_width, outline_colour = 0.018, pick(rng, ("black", "dark gray", "navy"))
+    layout = Layout(
+        centre=(0.5 + shift[0], 0.5 + shift[1]),
+        width=size,
+        height=size * rng.uniform(0.98, 1.02),
+        charge_scale=rng.uniform(0.45, 0.48),
+        outline_width=outline_width,
+        outline_colour=outline_colour,
+    )
+    if part < CHARGE_ALONE_SHARE and spec.charge_colour != "white":
+        alone = Layout(centre=layout.centre, width=0.6, height=0.6, charge_scale=1.0)
+        image = draw(spec, alone, side_px, show_shape=False)
+        return PlainLogo(index, image, _captions(rng, spec, 2, show_shape=False), None)
+    if CHARGE_ALONE_SHARE <= part < CHARGE_ALONE_SHARE + SHAPE_ALONE_SHARE:
         image = draw(spec, layout, side_px, show_charge=False)
         return PlainLogo(index, image, _captions(rng, spec, 2, show_charge=False), None)
     return PlainLogo(index, draw(spec, layout, side_px), _captions(rng, spec, 3), spec)

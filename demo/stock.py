@@ -26,6 +26,7 @@ ROOT = Path(__file__).parent.parent
 OUT = ROOT / "out" / "stock"
 STOCK = ROOT / "crest" / "stock"
 PLAIN_SEED, PLAIN_LOGOS = 1, 48_000
+CENTRED_SEED, CENTRED_LOGOS = 3, 48_000
 REFERENCE_SEED, REFERENCE_LOGOS = 2, 40_000
 VAL_SHARE = 0.0125
 SIDE_PX = 64
@@ -50,7 +51,11 @@ def pack(folder: Path, seed: int, count: int, logo: Callable[[int, int, int], Pl
         "val": _samples(seed, range(held_back), logo),
     }
     write_shards(
-        folder, splits, samples_per_shard=4000, parents={}, details={"world": logo.__name__, "seed": seed, "count": count}
+        folder,
+        splits,
+        samples_per_shard=4000,
+        parents={},
+        details={"world": logo.__name__, "seed": seed, "count": count},
     )
 
 
@@ -74,13 +79,15 @@ def train(name: str) -> None:
     config_class: type[FileConfig] = next(
         value
         for value in vars(importlib.import_module(f"{room}.config")).values()
-        if isinstance(value, type) and issubclass(value, FileConfig) and value.__name__.endswith("TrainConfig")
+        if isinstance(value, type)
+        and issubclass(value, FileConfig)
+        and value.__name__.endswith("TrainConfig")
     )
     module.main(load_config(config_class, ROOT / "configs" / "stock" / f"{name}.json"))
 
 
 def embed() -> None:
-    """Embed the plain world with the stock CLIP."""
+    """Embed the centred plain world with the stock CLIP."""
     from clip_train import embed as step
     from clip_train.config import EmbedConfig
 
@@ -108,11 +115,25 @@ def export(name: str) -> None:
     write_json(shipped / "weights.json", {**card, "sha256": file_hash(path)})
 
 
+def note_minutes(name: str, minutes: float) -> float:
+    """Add to the minutes that a model has taken over all interrupted attempts, and return their sum."""
+    from crest.records import read_json, write_json
+
+    path = OUT / "minutes.json"
+    noted: dict[str, float] = read_json(path) if path.exists() else {}
+    noted[name] = round(noted.get(name, 0.0) + minutes, 1)
+    write_json(path, noted)
+    return noted[name]
+
+
 def main(only: list[str]) -> None:
     """Train and export what is asked for, in the order in which one needs the other."""
-    from demo.plain import plain_logo, reference_logo
+    from crest.records import write_text
+    from demo.model_card import model_card
+    from demo.plain import centred_logo, plain_logo, reference_logo
 
     pack(OUT / "plain" / "shards", PLAIN_SEED, PLAIN_LOGOS, plain_logo)
+    pack(OUT / "centred" / "shards", CENTRED_SEED, CENTRED_LOGOS, centred_logo)
     pack(OUT / "reference" / "shards", REFERENCE_SEED, REFERENCE_LOGOS, reference_logo)
     for name in ROOM_OF:
         if only and name not in only:
@@ -122,7 +143,9 @@ def main(only: list[str]) -> None:
             embed()
         train(name)
         export(name)
-        print(f"stock {name}: {(time.monotonic() - started) / 60:.1f} min", flush=True)
+        minutes = note_minutes(name, (time.monotonic() - started) / 60)
+        print(f"stock {name}: {minutes:.1f} min", flush=True)
+    write_text(STOCK / "README.md", model_card(STOCK, OUT))
 
 
 if __name__ == "__main__":

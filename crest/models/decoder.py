@@ -61,6 +61,8 @@ class DecoderSpec(Config):
     """T of the noise schedule."""
     noise_schedule: ScheduleName = "cosine"
     """Shape of the noise schedule."""
+    log_snr_shift: float = 0.0
+    """Shift of the noise schedule towards more noise (negative), which large flat areas need."""
     prediction: Prediction = "v"
     """What the network predicts."""
 
@@ -77,7 +79,7 @@ class Decoder(nn.Module):
                 "any other, because the library's U-Net breaks at this one; take a narrower one."
             )
         self.spec = spec
-        self.noise_schedule = NoiseSchedule(spec.noise_schedule, spec.timesteps)
+        self.noise_schedule = NoiseSchedule(spec.noise_schedule, spec.timesteps, spec.log_snr_shift)
         self.unet = Unet(
             dim=spec.dim,
             dim_mults=spec.dim_mults,
