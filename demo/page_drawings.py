@@ -30,8 +30,8 @@ def scores(metrics: Mapping[str, Any]) -> str:
             "Scores",
             "Is what was asked for what was drawn?",
             f"{metrics['prompts']} prompts ask for combinations that are in no training data. Each "
-            "drawing is compared with every crest that can be specified; the nearest one in pixels is what it shows. "
-            "No model has a say.",
+            "drawing is compared with every crest that can be specified; the nearest one in pixels is what "
+            "it shows. No model has a say.",
         )
         + '<p class="soft"><span class="key tuned">tuned on the scraped league</span>'
         '<span class="key stock">stock weights</span><span class="key goal">goal</span>'

@@ -128,9 +128,9 @@ def retrieval_chapter(metrics: Mapping[str, Any], retrieval: Mapping[str, Any], 
         title(
             "Retrieval",
             "Retrieval before and after",
-            "Each held-out caption looks for its logo among all logos of its split. Below, four captions of "
-            "the test split, evenly spaced, with the five logos that either CLIP finds nearest; the right one "
-            "has a ring.",
+            "Each held-out caption looks for its logo among all logos of its split. Below, four captions "
+            "of the test split, evenly spaced, with the five logos that either CLIP finds nearest; the right "
+            "one has a ring.",
         )
         + table("Retrieval by the stock CLIP and by the one tuned on the league", ("", *SYSTEMS), rows)
         + f'<div class="queries">{_queries(retrieval, shards)}</div>'
@@ -193,8 +193,9 @@ def further(config: DemoConfig, metrics: Mapping[str, Any]) -> str:
     rows = [(f"<code>{text(key)}</code>", text(metrics[key])) for key in metrics if key.startswith(kept)]
     return (
         title("Further", "Look further", "Pages that this demo wrote, and how to look into the runs.")
-        + '<ul class="links"><li><a href="../reports/tuned_against_stock/index.html">the full comparison</a>: '
-        "every metric with intervals, prompts at their best and worst, near copies</li>"
+        + '<ul class="links">'
+        '<li><a href="../reports/tuned_against_stock/index.html">the full comparison</a>: every '
+        "metric with intervals, prompts at their best and worst, near copies</li>"
         '<li><a href="../survey/index.html">the survey</a>, as a rater sees it</li>'
         '<li><a href="metrics.json">every figure of this page</a> as one flat object</li></ul>'
         "<p>Curves, previews and retrieval grids of all runs:</p>"

@@ -19,9 +19,6 @@ from crest.errors import ConfigError, RunError, WeightsError
 from crest.records import file_hash, hash_of, read_json, write_json
 from demo.config import STOCK, DemoConfig, PlaceConfig, step_path, stock_named
 
-BEAT_S: Final = 5.0
-"""How often a running step's seconds are written, so that a killed demo still knows them."""
-
 
 @dataclass(frozen=True)
 class Step:
@@ -89,10 +86,11 @@ class Journal:
 
     Args:
         folder: the demo's working folder.
+        beat_s: how often a running step's seconds are written, so that a killed demo still knows them.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, beat_s: float = 5.0) -> None:
+        self.folder, self._beat_s = folder, beat_s
         self._path = folder / "steps.json"
         self.rows: dict[str, dict[str, Any]] = read_json(self._path) if self._path.exists() else {}
         """step -> {"seconds", "done", "made_from", "peak_mb"}"""
@@ -171,7 +169,7 @@ class Journal:
             self._write()
 
         def beat() -> None:
-            while not over.wait(BEAT_S):
+            while not over.wait(self._beat_s):
                 note()
 
         note()
