@@ -10,7 +10,7 @@ from typing import Any
 
 WORLD_OF = {
     "clip": "crests anywhere and in many proportions, plain captions (`plain_logo`, seed 1, 48,000)",
-    "reference_clip": "club-like and plain crests of its own, both manners (`reference_logo`, seed 2, 40,000)",
+    "reference_clip": "club-like and plain crests of its own, (`reference_logo`, seed 2, 40,000)",
     "captioner": "centred plain crests (`centred_logo`, seed 3, 48,000)",
     "prior": "the same, as embeddings of `clip`",
     "decoder_64": "the same, with embeddings of `clip`",
@@ -25,10 +25,11 @@ FIGURES = {
 HEAD = """# Stock weights
 
 A small DALL-E 2 that Crest trained itself, from nothing, on drawn crests: the embedded default that the demo
-fine-tunes. They play the part that published weights play for a real user and know nothing but shapes, fields, charges
-and ten colours on white, without lettering. `reference_clip` is of another architecture, seed and data and conditions
-nothing; it only judges. `make stock` trains all of them again from `configs/stock/`; the worlds are `demo/plain.py`.
-Combinations of shape, field, charge and colours that `demo.heraldry.is_held_out` names occur in none of the data.
+fine-tunes. They play the part that published weights play for a real user and know nothing but shapes,
+fields, charges and ten colours on white, without lettering. `reference_clip` is of another architecture, seed
+and data and conditions nothing; it only judges. `make stock` trains all of them again from `configs/stock/`;
+the worlds are `demo/plain.py`. Combinations of shape, field, charge and colours that
+`demo.heraldry.is_held_out` names occur in none of the data.
 
 Stored as fp16 safetensors; licence MIT, like the code. Not for anything but trying Crest out.
 
@@ -68,9 +69,10 @@ def model_card(stock: Path, out: Path) -> str:
             if key in measured
         )
         path = folder / "weights.safetensors"
+        size = f"{_parameters(path) / 1e6:.1f} M | {path.stat().st_size / 1e6:.1f} MB"
         rows.append(
-            f"| `{name}` | {_architecture(card)} | {_parameters(path) / 1e6:.1f} M | {path.stat().st_size / 1e6:.1f} MB "
-            f"| {world} | {card['step']:,} x {recipe['optim']['batch_size']}, seed {recipe['run']['seed']} "
+            f"| `{name}` | {_architecture(card)} | {size} | {world} "
+            f" | {card['step']:,} x {recipe['optim']['batch_size']}, seed {recipe['run']['seed']} "
             f"| {minutes.get(name, '')} | {scores} |"
         )
     return HEAD + "\n".join(rows) + f"\n\nMinutes and scores: {machine()}, other work going on beside it.\n"

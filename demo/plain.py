@@ -1,9 +1,9 @@
 """The broad, plain worlds of the stock weights: crests on white, with plain captions.
 
-Three of them: `plain_logo` shows crests anywhere and in many proportions (what CLIP learns to read), `centred_logo`
-crests in one plain proportion (what the prior and the decoder learn to draw), `reference_logo` is the other data of
-the independent reference CLIP, club-like drawings among them. No club style and no lettering in the first two;
-held-out combinations occur in none.
+Three of them: `plain_logo` shows crests anywhere and in many proportions (what CLIP learns to read),
+`centred_logo` crests in one plain proportion (what the prior and the decoder learn to draw), `reference_logo`
+is the other data of the independent reference CLIP, club-like drawings among them. No club style and no
+lettering in the first two; held-out combinations occur in none.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Train the stock weights from nothing: a small DALL-E 2 of the plain world, a captioner and a reference CLIP.
+"""Train the stock weights from nothing: a small DALL-E 2 of plain crests, a captioner and a reference CLIP.
 
 They play the part that published weights play for a real user. `make stock` goes on where it was stopped; the
 result is written to crest/stock/ as fp16 safetensors with a model card. Everything depends on the configs in
@@ -95,7 +95,7 @@ def embed() -> None:
 
 
 def export(name: str) -> None:
-    """Copy a finished run into the package as fp16, with the hashes of its parents translated to what ships."""
+    """Copy a finished run into the package as fp16; its parents are named by what ships."""
     from safetensors.torch import load_file, save
 
     from crest.checkpoint import short_hash
