@@ -75,7 +75,7 @@ def model_card(stock: Path, out: Path) -> str:
             f" | {card['step']:,} x {recipe['optim']['batch_size']}, seed {recipe['run']['seed']} "
             f"| {minutes.get(name, '')} | {scores} |"
         )
-    return HEAD + "\n".join(rows) + f"\n\nMinutes and scores: {machine()}, other work going on beside it.\n"
+    return HEAD + "\n".join(rows) + f"\n\nMinutes (wall clock) and scores on {machine()}.\n"
 
 
 def _architecture(card: dict[str, Any]) -> str:
