@@ -81,14 +81,12 @@ class ScreenConfig(Config):
     """Longer side over shorter side; beyond this a picture is a line, not a logo."""
     kinds: tuple[str, ...] = ()
     """Kinds that are kept ("primary", "alternate", "wordmark"); empty keeps all; unknown ones stay."""
-    duplicate_bits: int = Field(default=4, ge=0, le=32)
-    """Near duplicates differ in at most so many of the 64 bits of the perceptual hash; the later one goes."""
-    duplicate_levels: float = Field(default=24.0, ge=0, le=255)
-    """... and in no 16th by 16th of the picture by more than so many of 255 levels in any colour."""
-    related_bits: int = Field(default=8, ge=0, le=32)
-    """Pictures that differ in at most so many bits may be relatives: their groups share one split."""
-    related_levels: float = Field(default=6.0, ge=0, le=255)
-    """... and by at most so many of 255 levels in the mean over the picture."""
+    near_bits: int = Field(default=12, ge=0, le=32)
+    """Pictures are compared when their perceptual hashes differ in at most so many of 64 bits."""
+    duplicate_levels: float = Field(default=4.0, ge=0, le=255)
+    """Pictures whose colours differ by at most so many of 255 levels (root mean square) are near duplicates."""
+    related_levels: float = Field(default=20.0, ge=0, le=255)
+    """Pictures that differ by at most so many levels are relatives: they stay, but share one split."""
 
 
 class CaptionConfig(Config):

@@ -167,7 +167,8 @@ def _harvest(config: ScraperConfig, site: WebSite, outcomes: list[Outcome]) -> H
         raise DataError(
             f"{config.source.root_url}: no card on {len(read)} pages ({told(failures)} failed), "
             f"expected cards like those of {config.source.site}; "
-            f"look whether the site changed or turned us away, then remove {journal_path(config)} and run again."
+            f"look whether the site changed or turned us away, then remove {journal_path(config)} "
+            "and run again."
         )
     records: list[Record] = []
     looks: dict[str, Look] = {}

@@ -12,7 +12,8 @@ from typing import Final
 MIN_WORDS: Final = 4
 """Fewer words describe no logo."""
 _ENDINGS: Final = re.compile(r"\s*(…|\.\.\.|\[…\]|\[\.\.\.\])+\s*$")
-_SENTENCE_END: Final = re.compile(r'[.!?]["”\')]*(?=\s|$)')
+_SENTENCE_END: Final = re.compile(r'(?:(?<=\w{3})|(?<=["”)]))[.!?](?=\s|$)|[.!?]["”\')]+(?=\s|$)')
+"""A full stop, but not that of "St." or "N."."""
 _CLAUSE: Final = re.compile(
     r"[,;]\s|\s(?=(?:with|above|below|over|under|on|in|inside|behind|beneath|next to|and|written)\s)"
 )
@@ -56,7 +57,7 @@ def cut_back(text: str) -> str | None:
     clauses = [found.start() for found in _CLAUSE.finditer(begun)]
     for end in [*reversed(sentences), *reversed(clauses)]:
         part = begun[:end].rstrip(" ,;")
-        is_balanced = part.count('"') % 2 == 0 and part.count("“") == part.count("”")
-        if is_balanced and len(part.split()) >= MIN_WORDS:
-            return part if _SENTENCE_END.search(part[-3:]) else f"{part}."
+        has_whole_quotes = len(re.findall('["“”]', part)) % 2 == 0
+        if has_whole_quotes and len(part.split()) >= MIN_WORDS:
+            return part if re.search(r"[.!?][\"”')]*$", part) else f"{part}."
     return None

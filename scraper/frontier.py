@@ -68,6 +68,8 @@ class Frontier:
         except sqlite3.DatabaseError as error:
             raise DataError(f"{path}: is no journal of a crawl ({error}); remove it and run again.") from None
         self._path = path
+        self.size = sum(self.counts().values())
+        """How many visits were ever queued."""
 
     def close(self) -> None:
         """Write what waits and close the file."""
@@ -96,6 +98,7 @@ class Frontier:
             if again and self.is_finished:
                 self._base.execute("DELETE FROM visits")
                 self._base.execute("DELETE FROM notes")
+                self.size = 0
             self._base.execute("INSERT OR IGNORE INTO notes VALUES ('started', ?)", (repr(time.time()),))
         return float(self._note("started") or 0.0)
 
@@ -120,7 +123,8 @@ class Frontier:
 
     def _insert(self, visits: Iterable[Visit]) -> None:
         rows = [(self._packed(visit.url), visit.purpose, self._packed(_host(visit.url))) for visit in visits]
-        self._base.executemany("INSERT OR IGNORE INTO visits (url, purpose, host) VALUES (?, ?, ?)", rows)
+        insert = "INSERT OR IGNORE INTO visits (url, purpose, host) VALUES (?, ?, ?)"
+        self.size += self._base.executemany(insert, rows).rowcount if rows else 0
 
     def done(self, visit: Visit, result: Any, follow: Iterable[Visit] = ()) -> None:
         """Journal what a visit gave and queue what follows from it, in one transaction."""
@@ -158,11 +162,6 @@ class Frontier:
         busy = set(taken)
         found = (Visit(self._unpacked(url), purpose) for url, purpose in rows)
         return [visit for visit in found if visit.url not in busy][:count]
-
-    @property
-    def size(self) -> int:
-        """How many visits were ever queued."""
-        return int(self._base.execute("SELECT COALESCE(MAX(position), 0) FROM visits").fetchone()[0])
 
     def counts(self) -> dict[str, int]:
         """How many visits are todo, done and failed."""

@@ -22,11 +22,10 @@ THUMB_PX = 16
 _HASH_PX = 32
 _BLOCK = 512
 _FAINT = 8
-_IS_INK = [255 * (level > _FAINT) for level in range(256)] * 3
+_CLEAR = 40
+"""Levels that a pixel of the logo differs from its ground; the noise of a JPEG stays below."""
 _ASPECT_SLACK = 0.1
 """Aspects this much apart, as a difference of logarithms, belong to different logos."""
-
-Levels = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,12 @@ def look_at(picture: Image.Image) -> Look:
 def _ink(flat: Image.Image) -> tuple[int, int, int, int] | None:
     """The box of all that differs from the colour of the corner; None when nothing does."""
     ground = Image.new("RGB", flat.size, flat.getpixel((0, 0)))
-    return ImageChops.difference(flat, ground).point(_IS_INK).getbbox()
+    difference = ImageChops.difference(flat, ground)
+    return _box(difference, _CLEAR) or _box(difference, _FAINT)
+
+
+def _box(difference: Image.Image, above: int) -> tuple[int, int, int, int] | None:
+    return difference.point([255 * (level > above) for level in range(256)] * 3).getbbox()
 
 
 def _has_shape(picture: Image.Image) -> bool:
@@ -125,14 +129,14 @@ def close_pairs(looks: list[Look], bits: int) -> Iterator[tuple[int, NDArray[np.
                 yield start + row, later + start
 
 
-def colour_distances(thumb: NDArray[np.uint8], others: NDArray[np.uint8]) -> tuple[Levels, Levels]:
-    """How far a picture's colours are from those of others, in levels of 255.
+def colour_distances(thumb: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """How far a picture's colours are from those of others: root mean square, in levels of 255.
 
     Args:
         thumb: (16, 16, 3).
         others: (N, 16, 16, 3).
     Returns:
-        largest (N,) and mean (N,) difference.
+        distances (N,).
     """
-    difference = np.abs(others.astype(np.int16) - thumb).reshape(len(others), -1)
-    return difference.max(axis=1).astype(np.float64), difference.mean(axis=1)
+    difference = (others.astype(np.float64) - thumb).reshape(len(others), -1)
+    return np.sqrt((difference**2).mean(axis=1))

@@ -86,15 +86,12 @@ def _without_duplicates(
     records, looks = [passed[index][0] for index in order], [passed[index][1] for index in order]
     thumbs = thumbs_of(looks)
     lost: dict[int, str] = {}
-    for one, others in close_pairs(looks, max(settings.related_bits, settings.duplicate_bits)):
-        largest, mean = colour_distances(thumbs[one], thumbs[others])
-        for other, most, average in zip(others.tolist(), largest.tolist(), mean.tolist(), strict=True):
-            bits = (looks[one].bits ^ looks[other].bits).bit_count()
-            is_same = bits <= settings.duplicate_bits and most <= settings.duplicate_levels
-            is_related = bits <= settings.related_bits and average <= settings.related_levels
-            if is_same or is_related:
+    for one, others in close_pairs(looks, settings.near_bits):
+        distances = colour_distances(thumbs[one], thumbs[others])
+        for other, levels in zip(others.tolist(), distances.tolist(), strict=True):
+            if levels <= max(settings.related_levels, settings.duplicate_levels):
                 groups.merge((records[one].group, records[other].group))
-            if is_same and one not in lost and other not in lost:
+            if levels <= settings.duplicate_levels and one not in lost and other not in lost:
                 is_exact = looks[one].pixels == looks[other].pixels
                 lost[other] = "duplicate" if is_exact else "near_duplicate"
     for position in sorted(lost, key=lambda position: order[position]):
