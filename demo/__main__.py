@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Final
 
 from crest.config import run_command
+from crest.records import read_json
 from demo.config import DemoConfig, load_step
 from demo.steps import STEPS, Journal, Plan, sources_of
 
@@ -36,7 +37,9 @@ def main(config: DemoConfig) -> None:
     plan = journal.plan(sources)
     page = folder / "report" / "index.html"
     if not plan.todo:
-        print(f"{folder}: the demo is finished; remove that folder to run it from the start")
+        print(
+            f"{folder}: the demo is finished (remove that folder to run it from the start); the page is {page}"
+        )
         _say_verdict(config)
         return
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning stalls a run whose cores are contested
@@ -60,9 +63,7 @@ def main(config: DemoConfig) -> None:
 
 
 def _say_verdict(config: DemoConfig) -> None:
-    from demo.report import read_metrics
-
-    metrics = read_metrics(config)
+    metrics = read_json(config.place.dir / "report" / "metrics.json")
     print(*(metrics[f"verdict.{line}"] for line in (1, 2, 3)), sep="\n")
 
 

@@ -52,12 +52,6 @@ class Shown:
     """"stock" and "tuned" -> row of judge/verdicts.jsonl"""
 
 
-def read_metrics(config: DemoConfig) -> Metrics:
-    """The metrics of a finished demo."""
-    metrics: Metrics = read_json(config.place.dir / "report" / "metrics.json")
-    return metrics
-
-
 def write_report(config: DemoConfig, journal: Journal) -> None:
     """Write report/demo.png, report/index.html and report/metrics.json."""
     from demo.page import page_html
