@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from crest.records import Record
-from scraper.likeness import Look
+
+if TYPE_CHECKING:  # numpy and PIL are not needed to count
+    from scraper.likeness import Look
 
 
 @dataclass(frozen=True)

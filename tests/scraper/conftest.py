@@ -35,7 +35,9 @@ def drawn(seed: int, side_px: int = 96, *, has_alpha: bool = False) -> Image.Ima
     edges = (8 * part, 8 * part, 88 * part, 88 * part)
     pen.rectangle(edges, fill=(*rng.integers(0, 200, 3).tolist(), 255))
     for _ in range(4):
-        left, top, wide, high = (float(value) * part for value in rng.integers((10, 10, 10, 10), (56, 56, 30, 30)))
+        left, top, wide, high = (
+            float(value) * part for value in rng.integers((10, 10, 10, 10), (56, 56, 30, 30))
+        )
         colour = (*rng.integers(0, 256, 3).tolist(), 255)
         pen.ellipse((left, top, left + wide, top + high), fill=colour)
     return picture if has_alpha else picture.convert("RGB")

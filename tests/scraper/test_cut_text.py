@@ -14,7 +14,12 @@ def test_whole_caption_is_not_cut() -> None:
 
 
 def test_completion_must_begin_with_the_same_words() -> None:
-    texts = ["A red shield in gold.", "A red shields all.", "The red shield in gold.", "A  red\nshield in gold."]
+    texts = [
+        "A red shield in gold.",
+        "A red shields all.",
+        "The red shield in gold.",
+        "A  red\nshield in gold.",
+    ]
     assert completions("A red shield in…", texts) == ["A red shield in gold."]
 
 
@@ -36,7 +41,10 @@ def test_cut_text_completes_nothing() -> None:
         ('A gold crown above a wordmark "A" in gold and "Leg…', 'A gold crown above a wordmark "A" in gold.'),
         ("A red, maroon and silver shield with a silhouette of the…", "A red, maroon and silver shield."),
         ("A red bird of the city of St. Louis above a…", "A red bird of the city of St. Louis."),
-        ('A bat becomes the "K" of the word “Yankees." Also a hat…', 'A bat becomes the "K" of the word “Yankees."'),
+        (
+            'A bat becomes the "K" of the word “Yankees." Also a hat…',
+            'A bat becomes the "K" of the word “Yankees."',
+        ),
         ("A red…", None),
         ('"Maxie the Miner…', None),
     ],

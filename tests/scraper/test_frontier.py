@@ -78,7 +78,11 @@ def test_two_visits_at_once_are_both_there_after_a_crash(tmp_path):
     frontier.done(visits("a")[0], 1)
     frontier.done(visits("b")[0], 2)
     frontier.failed(visits("c")[0], "http_404")
-    rows = sqlite3.connect(tmp_path / "j.sqlite").execute("SELECT state FROM visits ORDER BY position").fetchall()
+    rows = (
+        sqlite3.connect(tmp_path / "j.sqlite")
+        .execute("SELECT state FROM visits ORDER BY position")
+        .fetchall()
+    )
     assert rows == [("done",), ("done",), ("failed",)]
 
 

@@ -73,7 +73,9 @@ def test_wide_wordmark_is_kept_whole(run, draw):
 
 
 def test_same_file_twice_is_kept_once_with_words_and_one_group(run, draw):
-    kept, dropped = run((draw(0), {"caption": None}), (draw(0), {"caption": "words"}), (draw(1), {"group": "g1"}))
+    kept, dropped = run(
+        (draw(0), {"caption": None}), (draw(0), {"caption": "words"}), (draw(1), {"group": "g1"})
+    )
     assert [record.caption for record in kept] == ["words", "caption 2"]
     assert list(dropped.values()) == ["duplicate"]
     assert [record.group for record in kept] == ["g0", "g0"]  # g1 was met in both

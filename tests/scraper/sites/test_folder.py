@@ -20,7 +20,12 @@ def captions(listing):
 
 def test_metadata_jsonl_gives_captions_groups_and_pages(folder):
     rows = [
-        {"file_name": "a.png", "text": "A red; and a blue.", "brand": "ACME Inc.", "source_url": "https://acme.example/"},
+        {
+            "file_name": "a.png",
+            "text": "A red; and a blue.",
+            "brand": "ACME Inc.",
+            "source_url": "https://acme.example/",
+        },
         {"file_name": "./sub/c.png", "text": "A \n crest.", "license": "CC0"},
     ]
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
@@ -35,7 +40,12 @@ def test_metadata_jsonl_gives_captions_groups_and_pages(folder):
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
 def test_metadata_csv_in_any_separator_keeps_semicolons_and_commas(folder, separator):
-    text = separator.join(("file_name", "text")) + "\n" + separator.join(("a.png", '"A red; a blue, and ""X""."')) + "\n"
+    text = (
+        separator.join(("file_name", "text"))
+        + "\n"
+        + separator.join(("a.png", '"A red; a blue, and ""X""."'))
+        + "\n"
+    )
     (folder / "metadata.csv").write_text(text, encoding="utf-8-sig")
     assert captions(read_folder(folder))["a.png"] == 'A red; a blue, and "X".'
 
