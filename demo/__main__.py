@@ -37,9 +37,7 @@ def main(config: DemoConfig) -> None:
     plan = journal.plan(sources)
     page = folder / "report" / "index.html"
     if not plan.todo:
-        print(
-            f"{folder}: the demo is finished (remove that folder to run it from the start); the page is {page}"
-        )
+        print(f"{folder}: the demo is finished (remove that folder to run it anew); the page is {page}")
         _say_verdict(config)
         return
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning stalls a run whose cores are contested
