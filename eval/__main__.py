@@ -20,12 +20,15 @@ if TYPE_CHECKING:
 
 
 def check(config: EvalConfig) -> None:
-    """Look whether the systems can be compared and whether shards and prompts are there."""
+    """Look whether the systems can be compared, by this reference, and whether all is there."""
     from crest.records import read_manifest
+    from eval.kinship import read_descent, refuse_kin
     from eval.systems import read_systems
 
     section = config.eval
-    read_systems(section.systems, section.baseline, section.prompts)
+    systems = read_systems(section.systems, section.baseline, section.prompts)
+    clips = {system.name: system.clip for system in section.systems}
+    refuse_kin(read_descent(section.reference), section.reference, systems, clips)
     if section.shards is not None:
         read_manifest(section.shards, "shards", "python -m scraper.pack")
 
@@ -50,8 +53,9 @@ def evaluate(config: EvalConfig, reference: Encoder) -> tuple[str, ...]:
         DataError: the systems can't be compared.
     """
     from crest.records import hash_of, write_json, write_jsonl, write_text
-    from eval.evidence import conditioning_clip, gather, refuse_kin
+    from eval.evidence import gather
     from eval.judge import flat_metrics, judge
+    from eval.kinship import Descent, refuse_kin
     from eval.metrics import all_metrics
     from eval.report import render
     from eval.systems import read_systems
@@ -60,9 +64,7 @@ def evaluate(config: EvalConfig, reference: Encoder) -> tuple[str, ...]:
     section = config.eval
     systems = read_systems(section.systems, section.baseline, section.prompts)
     clips = {system.name: system.clip for system in section.systems}
-    for system in systems:
-        clip = clips[system.name]
-        refuse_kin(reference, section.reference, system, conditioning_clip(clip, system) if clip else None)
+    refuse_kin(Descent.of(reference.hash, reference.parents), section.reference, systems, clips)
     evidence = gather(
         systems, reference, shards=section.shards, batch_size=section.batch_size, seed=section.seed
     )

@@ -1,7 +1,6 @@
 """What the metrics look at: every picture and prompt once through the reference CLIP, beside the pixels.
 
-Pictures are encoded here and nowhere else, so that a metric costs arithmetic only. Refuses a reference CLIP
-that conditioned a compared system, or is its parent or child: such a judge would score its own work.
+Pictures are encoded here and nowhere else, so that a metric costs arithmetic only. Decides nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from crest.errors import DataError, WeightsError
 from crest.images import read_image, square, to_array, to_float
 from eval.systems import System
 
@@ -79,56 +77,6 @@ class Evidence:
         count = np.bincount(self.prompt_of[known], minlength=len(self.prompts))
         total = np.bincount(self.prompt_of[known], weights=values[known], minlength=len(self.prompts))
         return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-
-def refuse_kin(
-    reference: Encoder, place: str, system: System, conditioning: Mapping[str, str] | None
-) -> None:
-    """Refuse a reference CLIP that is, made or stems from the CLIP that conditioned a system.
-
-    Args:
-        place: how the config names the reference, for the error.
-        conditioning: hash and parents of the system's own CLIP where the config names it: {"hash": ..., name:
-            hash}.
-    Raises:
-        WeightsError: the reference is no independent judge.
-    """
-    own = dict(conditioning or {})
-    clips = system.ancestry | set(own.values())
-    if reference.hash in clips:
-        is_itself = own.get("hash", reference.hash) == reference.hash
-        what = "is the CLIP that conditioned" if is_itself else "is the parent of the CLIP that conditioned"
-    elif kin := clips & set(forebears(reference.parents).values()):
-        what = f"stems from {sorted(kin)[0]}, kin of the CLIP that conditioned"
-    else:
-        return
-    raise WeightsError(
-        f"{place}: {what} system {system.name} (hash {reference.hash}), so it would score its own work; set "
-        "eval.reference to a CLIP of other data."
-    )
-
-
-def forebears(parents: Mapping[str, str]) -> dict[str, str]:
-    """The weights among a card's parents; the data that it was trained on may be shared."""
-    return {name: value for name, value in parents.items() if name.startswith(("start", "ancestor", "clip"))}
-
-
-def conditioning_clip(place: str, system: System) -> dict[str, str]:
-    """Hash and parents of the CLIP that the config says conditioned a system, read from its card alone.
-
-    Raises:
-        DataError: samples.jsonl names another CLIP.
-    """
-    from crest.checkpoint import locate_weights, read_card, short_hash
-
-    path = locate_weights(place, "clip")
-    own = short_hash(path)
-    if system.ancestry and own not in system.ancestry:
-        raise DataError(
-            f"{system.dir}: was drawn with CLIP {sorted(system.ancestry)[0]}, but {place} is {own}; correct "
-            f"the clip of system {system.name}."
-        )
-    return {**forebears(read_card(path, "clip").get("parents", {})), "hash": own}
 
 
 def encode(reference: Encoder, pixels: NDArray[np.uint8], batch_size: int, what: str) -> Floats:

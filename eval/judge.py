@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from crest.errors import DataError
 from eval.evidence import Evidence, Floats
 from eval.metrics import Metric, Outcome
 from eval.statistics import Comparison, Interval, compare, holm, mean_interval, verdict, wilson
@@ -55,6 +56,8 @@ def judge(evidence: Evidence, metrics: Sequence[Metric], *, primary: str, resamp
     Args:
         primary: name of the one metric that decides; its p is not adjusted.
         resamples: of the bootstrap and of the sign-flip permutation.
+    Raises:
+        DataError: the primary metric can't be measured on these prompts.
     """
     from tqdm import tqdm
 
@@ -65,6 +68,11 @@ def judge(evidence: Evidence, metrics: Sequence[Metric], *, primary: str, resamp
             findings.append(_find(metric, metric.measure(evidence), evidence, resamples))
         else:
             skipped[metric.name] = reason
+    if primary in skipped:
+        raise DataError(
+            f"eval.primary: {primary} can't be measured here ({skipped[primary]}); name the other metric "
+            "before drawing, or draw prompts that it can judge."
+        )
     findings = _adjust(findings, primary)
     decisive = next(finding for finding in findings if finding.metric.name == primary)
     sentences = tuple(

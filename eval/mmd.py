@@ -19,6 +19,8 @@ Kernel = Callable[[Floats, Floats], Floats]
 HALVES = 200
 """random splits of the real pictures behind the noise floor"""
 FEWEST_REAL = 8
+MOST_REAL = 2000
+"""real pictures compared with at most: the Gram matrix grows with their square"""
 
 
 def squared_mmd(k_xx: Floats, k_yy: Floats, k_xy: Floats) -> float:
@@ -87,13 +89,21 @@ def noise_floor(k_yy: Floats, size: int, seed: int) -> tuple[float, float]:
     return float(np.mean(values)), float(np.quantile(values, 0.95))
 
 
-def measure(evidence: Evidence, kernel: Kernel, scale: float, real: Gallery) -> Outcome:
+def measure(
+    evidence: Evidence, kernel: Kernel, scale: float, real: Gallery, *, most_real: int = MOST_REAL
+) -> Outcome:
     """Distance of every system from the real pictures, and the differences from the baseline's.
 
     Args:
+        evidence: all drawings.
+        kernel: two sets of unit-length rows -> their Gram matrix.
         scale: factor by which published figures are multiplied.
+        real: the pictures to be near to.
+        most_real: how many of them are compared with at most, chosen by seed.
     """
     y = real.image_embed
+    if len(y) > most_real:
+        y = y[np.random.default_rng(evidence.seed).permutation(len(y))[:most_real]]
     k_yy = kernel(y, y) * scale
     prompts, prompt_of = len(evidence.prompts), evidence.prompt_of.astype(np.float64)
     found: dict[str, Discrepancy] = {}
@@ -103,15 +113,15 @@ def measure(evidence: Evidence, kernel: Kernel, scale: float, real: Gallery) -> 
         k_xx, k_xy = kernel(x, x) * scale, kernel(x, y) * scale
         found[name] = discrepancy(k_xx, k_yy, k_xy, prompt_of, prompts)
         figures[f"{name}.biased"] = biased_squared_mmd(k_xx, k_yy, k_xy)
-    size = min(len(evidence.prompt_of), len(real) // 2)
+    size = min(len(evidence.prompt_of), len(y) // 2)
     mean, high = noise_floor(k_yy, size, evidence.seed)
     figures |= {
         "noise_floor": high,
         "noise_floor_mean": mean,
         "noise_floor_pictures": size,
-        "real_pictures": len(real),
+        "real_pictures": len(y),
     }
-    zero = Discrepancy(0.0, np.zeros(prompts), np.zeros(len(real)))
+    zero = Discrepancy(0.0, np.zeros(prompts), np.zeros(len(y)))
     base = found[evidence.baseline]
     return Outcome(
         estimates={name: _estimate(d, zero) for name, d in found.items()},

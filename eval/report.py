@@ -80,20 +80,20 @@ def _metric_table(judgement: Judgement, names: Sequence[str]) -> str:
             label = f"{text(metric.title)}{mark}<small>{better}</small>"
             if len(finding.comparisons) > 1:
                 label += f"<small>{text(name)}</small>"
-            holm = finding.holm.get(name)
             tone = _tone(finding, name, judgement.primary)
+            is_tested = metric.better != "neither"
             difference = _interval(comparison.difference, is_share=metric.is_share)
             rows.append(
                 [
                     label,
                     *(values if place == 0 else [""] * len(values)),
                     f'<span class="{tone}">{difference}</span>',
+                    _p(comparison.p),
+                    _p(finding.holm.get(name)),
                     "–"
-                    if comparison.p is None
-                    else text(p_text(comparison.p).removeprefix("p ").removeprefix("= ")),
-                    "–" if holm is None else text(p_text(holm).removeprefix("p ").removeprefix("= ")),
-                    "–" if comparison.effect_size is None else text(figure(comparison.effect_size)),
-                    "–" if comparison.win_share is None else f"{comparison.win_share:.0%}",
+                    if comparison.effect_size is None or not is_tested
+                    else text(figure(comparison.effect_size)),
+                    "–" if comparison.win_share is None or not is_tested else f"{comparison.win_share:.0%}",
                 ]
             )
     notes = "".join(
@@ -108,6 +108,10 @@ def _metric_table(judgement: Judgement, names: Sequence[str]) -> str:
 def _interval(interval: Interval, *, is_share: bool) -> str:
     value, low, high = (figure(n, is_share=is_share) for n in (interval.value, interval.low, interval.high))
     return f"{value}<small>{low} to {high}</small>"
+
+
+def _p(p: float | None) -> str:
+    return "–" if p is None else text(p_text(p).removeprefix("p ").removeprefix("= "))
 
 
 def _tone(finding: Finding, name: str, primary: str) -> str:

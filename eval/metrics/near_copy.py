@@ -14,6 +14,7 @@ from eval.metrics import Better, Outcome
 QUANTILE = 0.99
 NEAR_BITS = 6
 """of 64; at most so many differing bits of the perceptual hash make a near-exact copy"""
+_ONES = np.array([value.bit_count() for value in range(256)], dtype=np.uint8)
 FEWEST_REAL = 20
 """unseen pictures below which a 99 % point means nothing"""
 
@@ -43,8 +44,7 @@ def perceptual_hash(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def hash_distance(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Differing bits (N, M) between packed hashes (N, 8) and (M, 8)."""
-    bits = np.unpackbits(a[:, None, :] ^ b[None, :, :], axis=-1)
-    return np.asarray(bits.sum(axis=-1, dtype=np.int64))
+    return np.asarray(_ONES[a[:, None, :] ^ b[None, :, :]].sum(axis=-1, dtype=np.int64))
 
 
 def nearest(queries: Floats, train: Floats, chunk: int = 1024) -> tuple[NDArray[np.int64], Floats]:

@@ -229,4 +229,9 @@ def test_command_runs_with_real_weights_and_refuses_their_kin(
     systems[1]["clip"] = child
     config = config_of(tmp_path, a, b, reference=place, systems=systems, device="cpu")
     with pytest.raises(WeightsError, match="is the parent of the CLIP that conditioned system tuned"):
-        main(config)
+        check(config)  # a dry run says so too, without loading anything
+    config = config.model_copy(
+        update={"eval": config.eval.model_copy(update={"reference": str(tmp_path / "no")})}
+    )
+    with pytest.raises(WeightsError, match="no: there are no clip weights"):
+        check(config)

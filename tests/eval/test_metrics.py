@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from crest.colours import COLOURS
+from crest.errors import DataError
 from eval import mmd
 from eval.evidence import Evidence, Gallery
 from eval.judge import flat_metrics, judge
@@ -374,3 +375,20 @@ def test_nan_prompts_leave_both_systems(evidence: Make) -> None:
         resamples=99,
     )
     assert found.findings[1].comparisons["tuned"].units == 3
+
+
+def test_primary_metric_that_can_not_be_measured_is_an_error(evidence: Make) -> None:
+    rows = unit(np.random.default_rng(11), 3, 16)
+    same = evidence({"stock": rows, "tuned": rows}, ["a red star", "A red  star", "a RED star"])
+    with pytest.raises(
+        DataError, match=r"eval.primary: r_precision_at_1 can't be measured here \(all prompts are alike\)"
+    ):
+        judge(same, all_metrics(), primary="r_precision_at_1", resamples=99)
+
+
+def test_only_so_many_real_pictures_enter_the_gram_matrix(evidence: Make) -> None:
+    seen = evidence(real=30)
+    assert seen.real is not None
+    found = mmd.measure(seen, cubic_kernel, 1.0, seen.real, most_real=20)
+    assert found.figures["real_pictures"] == 20
+    assert found.figures["noise_floor_pictures"] == 10
