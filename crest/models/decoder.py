@@ -6,11 +6,13 @@ drop conditions in validation too, it resizes by nearest neighbour, and its DDIM
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from dalle2_pytorch.dalle2_pytorch import Unet
 from pydantic import Field
 from torch import Tensor, nn
@@ -57,6 +59,10 @@ class DecoderSpec(Config):
     """Halve the resolution before a level's blocks instead of after."""
     init_kernel_px: int = 3
     """Size of the first convolution."""
+    patch_px: int = Field(default=1, ge=1)
+    """Side of the pixel blocks that are folded into channels before the U-Net and unfolded after it."""
+    coordinate_bands: int = Field(default=0, ge=0)
+    """Octaves of each pixel's place shown to the network as sine and cosine; 0 shows none."""
     timesteps: int = 1000
     """T of the noise schedule."""
     noise_schedule: ScheduleName = "cosine"
@@ -86,7 +92,8 @@ class Decoder(nn.Module):
             image_embed_dim=spec.image_embed_dim,
             text_embed_dim=spec.text_width,
             cond_dim=spec.cond_dim,
-            channels=3,
+            channels=3 * spec.patch_px**2 + 4 * spec.coordinate_bands,
+            channels_out=3 * spec.patch_px**2,
             num_resnet_blocks=spec.num_resnet_blocks,
             self_attn=spec.self_attn,
             attn_heads=spec.attn_heads,
@@ -100,6 +107,9 @@ class Decoder(nn.Module):
         ).to(memory_format=torch.channels_last)
         if spec.text_width is None:
             self.unet.null_text_embed.requires_grad_(False)  # never used, and processes wait for its gradient
+        self.places: Tensor
+        places = _places(spec.side_px // spec.patch_px, spec.coordinate_bands)
+        self.register_buffer("places", places, persistent=False)
 
     def conditions(
         self, image_embed: Tensor, text_encodings: Tensor | None, image_keep: Tensor, text_keep: Tensor
@@ -112,7 +122,10 @@ class Decoder(nn.Module):
 
     def predict(self, x_t: Tensor, t: Tensor, conditions: UnetConditions) -> Tensor:
         """The network's prediction (B, 3, H, W), float32, of the kind that the spec names."""
-        return unet_forward(self.unet, x_t, t, conditions).float()
+        x = F.pixel_unshuffle(x_t, self.spec.patch_px)
+        if self.spec.coordinate_bands:
+            x = torch.cat((x, self.places.to(x.dtype).expand(len(x), -1, -1, -1)), dim=1)
+        return F.pixel_shuffle(unet_forward(self.unet, x, t, conditions).float(), self.spec.patch_px)
 
     def forward(
         self,
@@ -125,6 +138,18 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """The training pass: noised pictures [-1, 1] (B, 3, H, W) at timesteps t (B,) to a prediction."""
         return self.predict(x_t, t, self.conditions(image_embed, text_encodings, image_keep, text_keep))
+
+
+def _places(side: int, bands: int) -> Tensor:
+    """Sine and cosine of each place, (1, 4 bands, side, side): half a period over the picture, then octaves."""
+    grid = (torch.arange(side) + 0.5) / side
+    waves = [
+        wave(math.pi * 2**band * axis)
+        for band in range(bands)
+        for axis in torch.meshgrid(grid, grid, indexing="ij")
+        for wave in (torch.sin, torch.cos)
+    ]
+    return torch.stack(waves)[None] if waves else torch.zeros(1, 0, side, side)
 
 
 @torch.no_grad()
