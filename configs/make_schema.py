@@ -24,7 +24,7 @@ CLASSES = {
     "embed": "clip_train.config.EmbedConfig",
     "prior": "prior_train.config.PriorTrainConfig",
     "decoder": "decoder_train.config.DecoderTrainConfig",
-    "generate": "crest.generate.GenerateConfig",
+    "generate": "crest.generate_config.GenerateConfig",
     "eval": "eval.config.EvalConfig",
     "survey": "eval.survey.config.SurveyConfig",
     "demo": "demo.config.DemoConfig",

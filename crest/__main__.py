@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from crest.config import guarded, load_config, resolved_json
 
 if TYPE_CHECKING:
-    from crest.generate import GenerateConfig
+    from crest.generate_config import GenerateConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,9 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from crest.checkpoint import locate_weights
-    from crest.errors import ConfigError
-    from crest.generate import GenerateConfig, Prompt, generate, read_prompts
+    from crest.generate_config import GenerateConfig
 
     if arguments.config is not None:
         config = load_config(GenerateConfig, arguments.config, arguments.set)
@@ -53,6 +51,10 @@ def _run(arguments: argparse.Namespace) -> None:
         config = _line_config(arguments.prompts, arguments.set)
     if arguments.dry_run:
         print(resolved_json(config))
+    from crest.checkpoint import locate_weights
+    from crest.errors import ConfigError
+    from crest.generate import Prompt, generate, read_prompts
+
     for name, kind in (("clip", "clip"), ("prior", "prior"), ("decoder", "decoder")):
         locate_weights(getattr(config.models, name), kind)
     if arguments.prompts:
@@ -70,7 +72,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def _line_config(prompts: Sequence[str], overrides: Sequence[str]) -> GenerateConfig:
     # prompts on the line draw four pictures each into a folder named after the first one
-    from crest.generate import GenerateConfig
+    from crest.generate_config import GenerateConfig
     from crest.records import hash_of
 
     words = "-".join(re.findall(r"[a-z0-9]+", prompts[0].lower()))[:48] or "logo"

@@ -97,7 +97,7 @@ def _load_light_configs(config: DemoConfig) -> None:
 
 
 def _load_heavy_configs(config: DemoConfig) -> None:
-    from crest.generate import GenerateConfig
+    from crest.generate_config import GenerateConfig
 
     for name in ("generate_stock", "generate"):
         load_step(config, name, GenerateConfig)
@@ -182,7 +182,8 @@ def decoder(config: DemoConfig, journal: Journal) -> None:
 
 def generate(config: DemoConfig, journal: Journal) -> None:
     """Write the held-out prompts with their truth, and draw them with both models."""
-    from crest.generate import GenerateConfig, read_prompts
+    from crest.generate import read_prompts
+    from crest.generate_config import GenerateConfig
     from crest.generate import generate as draw
     from crest.records import write_bytes, write_jsonl
     from crest.shards import png_bytes

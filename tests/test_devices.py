@@ -151,7 +151,8 @@ def test_every_stage_learns_and_the_chain_draws(device: str, precision: str, tmp
 
 
 def draw(place: Path, device: str) -> np.ndarray[Any, Any]:
-    from crest.generate import DrawConfig, Generator, ModelsConfig
+    from crest.generate import Generator
+    from crest.generate_config import DrawConfig, ModelsConfig
 
     runs = {name: str(place / "runs" / name) for name in ("clip", "prior")}
     generator = Generator(ModelsConfig(**runs, decoder=str(place / "runs" / "decoder_32"), device=device))

@@ -31,7 +31,9 @@ class NoiseSchedule:
             betas = (1 - f[1:] / f[:-1]).clamp(0, 0.999)
         else:
             scale = 1000 / timesteps
-            betas = torch.linspace(scale * 1e-4, scale * 0.02, timesteps, dtype=torch.float64).clamp(max=0.999)
+            betas = torch.linspace(scale * 1e-4, scale * 0.02, timesteps, dtype=torch.float64).clamp(
+                max=0.999
+            )
         self.alpha_bar = torch.cumprod(1 - betas, dim=0)
         if log_snr_shift:
             self.alpha_bar = torch.sigmoid(torch.logit(self.alpha_bar) + log_snr_shift)

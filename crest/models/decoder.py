@@ -141,7 +141,7 @@ class Decoder(nn.Module):
 
 
 def _places(side: int, bands: int) -> Tensor:
-    """Sine and cosine of each place, (1, 4 bands, side, side): half a period over the picture, then octaves."""
+    """Sine and cosine of each place, (1, 4 bands, side, side): half a period a side, then octaves."""
     grid = (torch.arange(side) + 0.5) / side
     waves = [
         wave(math.pi * 2**band * axis)
