@@ -182,9 +182,9 @@ def decoder(config: DemoConfig, journal: Journal) -> None:
 
 def generate(config: DemoConfig, journal: Journal) -> None:
     """Write the held-out prompts with their truth, and draw them with both models."""
+    from crest.generate import generate as draw
     from crest.generate import read_prompts
     from crest.generate_config import GenerateConfig
-    from crest.generate import generate as draw
     from crest.records import write_bytes, write_jsonl
     from crest.shards import png_bytes
     from demo.hindsight import SIDE_PX
