@@ -57,6 +57,7 @@ def page_html(
         f'<section id="{slug(name)}" aria-labelledby="{slug(name)}-title">{chapter}</section>'
         for name, chapter in chapters.items()
     )
+    body = body.replace(" %", "\u00a0%")
     style = (HERE / "page.css").read_text(encoding="utf-8")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

@@ -61,8 +61,9 @@ def data(metrics: Mapping[str, Any]) -> str:
 def _words(metrics: Mapping[str, Any]) -> str:
     """Where the captions come from, and how right the captioner's are."""
     words = (
-        f"{metrics['counts.captions_source']:,} logos keep the words of the site, of which "
-        f"{metrics['counts.captions_ended_at_clause']:,} were cut off there and end at their last clause; "
+        f"{metrics['counts.captions_source']:,} logos keep the words of the site "
+        f"({metrics['counts.captions_completed']:,} texts that a card cut short were completed from the team's "
+        f"page, {metrics['counts.captions_ended_at_clause']:,} end at their last clause); "
         f"{metrics['counts.captions_model']:,} had none and were described by the fine-tuned captioner."
     )
     if not metrics.get("captioner.captions"):

@@ -147,6 +147,7 @@ def _counts(folder: Path) -> Metrics:
             f"counts.{name}": crawl["counts"][name]
             for name in ("pages", "cards", "pictures", "kept", "groups")
         },
+        "counts.captions_completed": crawl["counts"]["caption_completed"],
         "counts.captions_source": captions["counts"]["source"],
         "counts.captions_ended_at_clause": captions["counts"]["cut_back"],
         "counts.captions_model": captions["counts"]["model"],

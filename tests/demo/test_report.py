@@ -67,7 +67,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
             key = f"{system}.{name}"
             flat |= {key: value, f"{key}.low": value / 2, f"{key}.high": value * 1.1}
     write_json(folder / "reports" / "tuned_against_stock" / "metrics.json", {**flat, "tuned.kid": 0.1})
-    counts = {"pages": 3, "cards": 12, "pictures": 11, "kept": 9, "groups": 4}
+    counts = {"pages": 3, "cards": 12, "pictures": 11, "kept": 9, "groups": 4, "caption_completed": 3}
     crawl = {"counts": counts, "dropped": {"http_404": 1, "kind_wordmark": 2}, "page_failures": {}}
     write_json(folder / "data" / "crawl.json", crawl)
     write_json(folder / "data" / "captions.json", {"counts": {"source": 7, "model": 2, "cut_back": 1}})
