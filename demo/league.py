@@ -46,6 +46,9 @@ WORDMARK_SHARE: Final = 0.09
 _LEAGUE_STREAM: Final = 3
 _PROMPT_STREAM: Final = 4
 
+FIELDS_DEALT: Final = ("plain",) * 6 + FIELDS[1:]
+"""Fields as often as clubs wear them: six plain crests to one of each pattern."""
+
 
 @dataclass(frozen=True)
 class Dress:
@@ -192,7 +195,7 @@ def _era_specification(
 ) -> Specification:
     """A combination in the club's colours that is not held out."""
     while True:
-        field = "plain" if rng.random() < 0.36 else pick(rng, FIELDS[1:])
+        field = pick(rng, FIELDS_DEALT)
         order = [colours[int(i)] for i in rng.permutation(len(colours))]
         spec = Specification(
             shape=shape or pick(rng, SHAPES),
@@ -350,9 +353,9 @@ def _deck(rng: np.random.Generator, words: tuple[str, ...]) -> Iterator[str]:
 
 
 def held_out_prompts(seed: int, n: int) -> list[Prompt]:
-    """Prompts of held-out combinations only; every attribute value occurs about equally often."""
+    """Prompts of held-out combinations only; fields occur as often as clubs wear them, all else evenly."""
     rng = np.random.default_rng([seed, _PROMPT_STREAM])
-    shapes, fields, charges = _deck(rng, SHAPES), _deck(rng, FIELDS), _deck(rng, CHARGES)
+    shapes, fields, charges = _deck(rng, SHAPES), _deck(rng, FIELDS_DEALT), _deck(rng, CHARGES)
     used: dict[tuple[str, str], int] = {}
     chosen: set[Specification] = set()
     prompts: list[Prompt] = []
