@@ -8,10 +8,12 @@ from __future__ import annotations
 import hashlib
 import html
 import io
+import multiprocessing
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -95,13 +97,18 @@ class Mishaps:
 class LeagueSite:
     """Serves a world of leagues; use it in a `with`, or start() and stop()."""
 
-    def __init__(self, world: Sequence[SiteLeague], port: int = 0) -> None:
+    def __init__(self, world: Sequence[SiteLeague], port: int = 0, *, draw_ahead: bool = False) -> None:
         """Prepare to serve.
 
         Args:
             world: the leagues.
             port: port on 127.0.0.1; 0 takes a free one.
+            draw_ahead: draw all logos in a second process while the first pages are read, so that whoever
+                reads them in this one need not share its processor.
         """
+        self._draws_ahead = draw_ahead
+        self._ahead: threading.Thread | None = None
+        self._stopping = threading.Event()
         self._leagues = {league.league_id: league for league in world}
         self._clubs = {club.club_id: club for league in world for club in league.clubs}
         logos = [logo for club in self._clubs.values() for logo in club.logos]
@@ -129,10 +136,31 @@ class LeagueSite:
         """Serve from threads of this process until stop()."""
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
         self._thread.start()
+        if self._draws_ahead:
+            self._ahead = threading.Thread(target=self._draw_ahead, daemon=True)
+            self._ahead.start()
         return self
+
+    def _draw_ahead(self) -> None:
+        """Keep a second process drawing what nobody has asked for yet, in the order of the pages."""
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            drawing: deque[tuple[str, Future[bytes]]] = deque()
+            for name, logo in self._logos.items():
+                if self._stopping.is_set():
+                    break
+                if name not in self._drawn and not logo.is_broken:
+                    drawing.append((name, pool.submit(_drawn_png, logo)))
+                if len(drawing) > 4:
+                    first, png = drawing.popleft()
+                    self._drawn[first] = png.result()
+            for first, png in drawing:
+                self._drawn[first] = png.result()
 
     def stop(self) -> None:
         """Close the port."""
+        self._stopping.set()
+        if self._ahead is not None:
+            self._ahead.join()
         self._server.shutdown()
         self._server.server_close()
         if self._thread is not None:
@@ -243,6 +271,10 @@ def _team_page(club: SiteClub) -> str:
             f"<h4>{html.escape(logo.years)}</h4>{text}</div></section>\n"
         )
     return _page(f"{club.name} Logo History", "".join(cells))
+
+
+def _drawn_png(logo: SiteLogo) -> bytes:
+    return _png(logo.draw())
 
 
 def _png(picture: Any) -> bytes:

@@ -139,4 +139,5 @@ def colour_distances(thumb: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDA
         distances (N,).
     """
     difference = (others.astype(np.float64) - thumb).reshape(len(others), -1)
-    return np.sqrt((difference**2).mean(axis=1))
+    distances: NDArray[np.float64] = np.sqrt((difference**2).mean(axis=1))
+    return distances

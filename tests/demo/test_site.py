@@ -164,6 +164,16 @@ def test_two_sites_at_once_and_the_port_is_free_again(site):
         assert ask(again, "/")[0] == 200
 
 
+def test_drawing_ahead_gives_the_same_pictures():
+    from demo.league import league
+
+    leagues = [league(0, 0, clubs_per_league=3)]
+    names = [logo.file_name for club in leagues[0].clubs for logo in club.logos if not logo.is_broken]
+    with LeagueSite(leagues, draw_ahead=True) as ahead, LeagueSite(leagues) as plain:
+        for name in names[4:]:
+            assert ahead.reply(UPLOADS + name) == plain.reply(UPLOADS + name)
+
+
 def test_scraper_reads_the_whole_site(site, tmp_path, capsys):
     fetch = {"delay_s": 0, "retries": 1, "backoff_s": 0.01, "allow_private": True}
     values = {

@@ -35,8 +35,8 @@ def test_cut_text_completes_nothing() -> None:
     ("text", "left"),
     [
         (
-            'A gray battleship on a yellow shoulder patch. Wordmark "SAN DIEGO" in yellow on top and "FLEET" in…',
-            "A gray battleship on a yellow shoulder patch.",
+            'A gray battleship on a yellow patch. Wordmark "SAN DIEGO" in yellow on top and "FLEET" in…',
+            "A gray battleship on a yellow patch.",
         ),
         ('A gold crown above a wordmark "A" in gold and "Leg…', 'A gold crown above a wordmark "A" in gold.'),
         ("A red, maroon and silver shield with a silhouette of the…", "A red, maroon and silver shield."),
