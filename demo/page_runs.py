@@ -62,7 +62,7 @@ def _words(metrics: Mapping[str, Any]) -> str:
     """Where the captions come from, and how right the captioner's are."""
     words = (
         f"{metrics['counts.captions_source']:,} logos keep the words of the site "
-        f"({metrics['counts.captions_completed']:,} texts that a card cut short were completed from the team's "
+        f"({metrics['counts.captions_completed']:,} texts that a card cut were completed from a team's "
         f"page, {metrics['counts.captions_ended_at_clause']:,} end at their last clause); "
         f"{metrics['counts.captions_model']:,} had none and were described by the fine-tuned captioner."
     )
