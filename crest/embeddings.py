@@ -73,7 +73,7 @@ def read_embedding_shard(path: Path) -> EmbeddingShard:
                 F.normalize(text, dim=-1),
                 stream.get_tensor("text_encodings"),
             )
-    except (SafetensorError, OSError, KeyError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError) as error:
         raise DataError(f"{path}: is not a whole embedding shard ({error}); run {MADE_BY} again.") from None
 
 

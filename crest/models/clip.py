@@ -59,7 +59,7 @@ class ClipModel(nn.Module):
     Args:
         spec: what to build.
     Raises:
-        WeightsError: the architecture is unknown to OpenCLIP.
+        WeightsError: the architecture is unknown to OpenCLIP, or can't hold the vocabulary.
     """
 
     mean: Tensor
@@ -70,6 +70,14 @@ class ClipModel(nn.Module):
         self.spec = spec
         self.clip = _build(spec)
         self.tokenizer = build_tokenizer(spec)
+        if spec.custom is not None:
+            tower = self.clip.text if hasattr(self.clip, "text") else self.clip
+            rows = int(tower.token_embedding.num_embeddings)
+            if rows < self.tokenizer.vocab_size:
+                raise WeightsError(
+                    f"model.custom.text_cfg.vocab_size: found {rows}, expected at least "
+                    f"{self.tokenizer.vocab_size}, which is what this byte-pair table needs; raise it."
+                )
         self.register_buffer("mean", torch.tensor(spec.image_mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.image_std).view(1, 3, 1, 1), persistent=False)
 
@@ -182,7 +190,7 @@ def _build(spec: ClipSpec) -> Any:
         ][:3]
         hint = f"; near it are {', '.join(near)}" if near else ""
         raise WeightsError(f'model.architecture: OpenCLIP has no "{spec.architecture}"{hint}.')
-    return open_clip.create_model(spec.architecture, pretrained=None, load_weights=False)
+    return open_clip.create_model(spec.architecture, pretrained=None)
 
 
 @functools.lru_cache(maxsize=8)
