@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,8 @@ class DecoderSpec(Config):
     """Side of the pixel blocks that are folded into channels before the U-Net and unfolded after it."""
     coordinate_bands: int = Field(default=0, ge=0)
     """Octaves of each pixel's place shown to the network as sine and cosine; 0 shows none."""
+    sketch_channels: int = Field(default=0, ge=0)
+    """Channels of a sketch that a small generator makes of the conditions, shown beside x_t; 0 makes none."""
     timesteps: int = 1000
     """T of the noise schedule."""
     noise_schedule: ScheduleName = "cosine"
@@ -73,17 +76,62 @@ class DecoderSpec(Config):
     """What the network predicts."""
 
 
+@dataclass(frozen=True)
+class Conditions:
+    """What a decoder is told about a picture, ready for any timestep."""
+
+    unet: UnetConditions
+    sketch: Tensor | None
+    """(B, C, side/patch, side/patch), shown beside x_t"""
+
+
+class Sketch(nn.Module):
+    """The conditions, spread over the picture as a few flat regions.
+
+    A U-Net takes an embedding in by scaling whole channels and by a few tokens at its inner levels; what
+    stands where it must make of that anew at each timestep. This generator lays it out once per picture: soft
+    masks that share the picture out among regions, and a value for each region, so that what is drawn and in
+    which colour are learned apart. A small U-Net on a small budget has only to finish it.
+
+    Args:
+        width: numbers in the conditions.
+        channels: of the sketch.
+        side: of the sketch, a multiple of 4.
+    """
+
+    HIDDEN = 512
+    BASE = 32
+    REGIONS = 12
+
+    def __init__(self, width: int, channels: int, side: int) -> None:
+        super().__init__()
+        self.side, self.channels = side // 4, channels
+        self.read = nn.Sequential(nn.Linear(width, self.HIDDEN), nn.SiLU())
+        self.lay_out = nn.Sequential(nn.Linear(self.HIDDEN, self.BASE * self.side**2), nn.SiLU())
+        self.values = nn.Linear(self.HIDDEN, self.REGIONS * channels)
+        self.finer = nn.Sequential(
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(self.BASE, self.BASE, 3, padding=1),
+            nn.SiLU(),
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(self.BASE, self.REGIONS, 3, padding=1),
+        )
+
+    def forward(self, told: Tensor) -> Tensor:
+        """(B, width) to (B, channels, side, side)."""
+        b, hidden = len(told), self.read(told)
+        rows = self.lay_out(hidden).view(b, self.BASE, self.side, self.side)
+        masks = self.finer(rows.contiguous(memory_format=torch.channels_last)).float().softmax(dim=1)
+        values = self.values(hidden).view(b, self.REGIONS, self.channels)
+        return torch.einsum("brhw,brc->bchw", masks.to(values.dtype), values)
+
+
 class Decoder(nn.Module):
     """A U-Net with its noise schedule. Pictures are [-1, 1] inside, [0, 1] at `sample_images`' border."""
 
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
-        if spec.cond_dim == spec.image_embed_dim:
-            # the library takes equal widths for "nothing to project" and then has one token, not four
-            raise ConfigError(
-                f"model.scratch.cond_dim: found {spec.cond_dim}, the width of CLIP's embeddings, expected "
-                "any other, because the library's U-Net breaks at this one; take a narrower one."
-            )
+        _refuse_misfits(spec)
         self.spec = spec
         self.noise_schedule = NoiseSchedule(spec.noise_schedule, spec.timesteps, spec.log_snr_shift)
         self.unet = Unet(
@@ -92,7 +140,7 @@ class Decoder(nn.Module):
             image_embed_dim=spec.image_embed_dim,
             text_embed_dim=spec.text_width,
             cond_dim=spec.cond_dim,
-            channels=3 * spec.patch_px**2 + 4 * spec.coordinate_bands,
+            channels=3 * spec.patch_px**2 + 4 * spec.coordinate_bands + spec.sketch_channels,
             channels_out=3 * spec.patch_px**2,
             num_resnet_blocks=spec.num_resnet_blocks,
             self_attn=spec.self_attn,
@@ -110,22 +158,36 @@ class Decoder(nn.Module):
         self.places: Tensor
         places = _places(spec.side_px // spec.patch_px, spec.coordinate_bands)
         self.register_buffer("places", places, persistent=False)
+        self.sketch: Sketch | None = None
+        if spec.sketch_channels:
+            told = spec.image_embed_dim + (spec.text_width or 0)
+            self.sketch = Sketch(told, spec.sketch_channels, spec.side_px // spec.patch_px)
 
     def conditions(
         self, image_embed: Tensor, text_encodings: Tensor | None, image_keep: Tensor, text_keep: Tensor
-    ) -> UnetConditions:
+    ) -> Conditions:
         """What does not depend on the timestep, computed once per picture."""
         # a unit vector of D numbers has entries of 1/sqrt(D): bring them to the scale of the other tokens
-        return unet_conditions(
-            self.unet, image_embed * self.spec.image_embed_dim**0.5, text_encodings, image_keep, text_keep
-        )
+        image_embed = image_embed * self.spec.image_embed_dim**0.5
+        conditions = unet_conditions(self.unet, image_embed, text_encodings, image_keep, text_keep)
+        if self.sketch is None:
+            return Conditions(conditions, None)
+        told = [image_embed * image_keep[:, None]]
+        if self.spec.text_width is not None and text_encodings is not None:
+            inside = torch.any(text_encodings != 0, dim=-1, keepdim=True)
+            words = text_encodings.sum(dim=1) / inside.sum(dim=1).clamp(min=1)
+            told.append(words * text_keep[:, None])
+        return Conditions(conditions, self.sketch(torch.cat(told, dim=1)))
 
-    def predict(self, x_t: Tensor, t: Tensor, conditions: UnetConditions) -> Tensor:
+    def predict(self, x_t: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
         """The network's prediction (B, 3, H, W), float32, of the kind that the spec names."""
-        x = F.pixel_unshuffle(x_t, self.spec.patch_px)
+        shown = [F.pixel_unshuffle(x_t, self.spec.patch_px)]
         if self.spec.coordinate_bands:
-            x = torch.cat((x, self.places.to(x.dtype).expand(len(x), -1, -1, -1)), dim=1)
-        return F.pixel_shuffle(unet_forward(self.unet, x, t, conditions).float(), self.spec.patch_px)
+            shown.append(self.places.to(x_t.dtype).expand(len(x_t), -1, -1, -1))
+        if conditions.sketch is not None:
+            shown.append(conditions.sketch.to(x_t.dtype))
+        predicted = unet_forward(self.unet, torch.cat(shown, dim=1), t, conditions.unet)
+        return F.pixel_shuffle(predicted.float(), self.spec.patch_px)
 
     def forward(
         self,
@@ -150,6 +212,32 @@ def _places(side: int, bands: int) -> Tensor:
         for wave in (torch.sin, torch.cos)
     ]
     return torch.stack(waves)[None] if waves else torch.zeros(1, 0, side, side)
+
+
+def _refuse_misfits(spec: DecoderSpec) -> None:
+    levels = len(spec.dim_mults)
+    block_px = spec.patch_px * 2 ** (levels if spec.memory_efficient else levels - 1)
+    if spec.side_px % block_px:
+        raise ConfigError(
+            f"model.scratch.side_px: found {spec.side_px}, expected a multiple of {block_px}, which "
+            f"patch_px and the {levels} levels of dim_mults halve it to; change one of the three."
+        )
+    if len(spec.self_attn) != levels:  # the library would drop the levels without a partner, silently
+        raise ConfigError(
+            f"model.scratch.self_attn: found {len(spec.self_attn)} values, expected {levels}, one a level of "
+            "dim_mults; add or remove some."
+        )
+    if spec.dim % 8:
+        raise ConfigError(
+            f"model.scratch.dim: found {spec.dim}, expected a multiple of 8, the groups of a norm; change it."
+        )
+    if (
+        spec.cond_dim == spec.image_embed_dim
+    ):  # the library takes that for "nothing to project": one token, not four
+        raise ConfigError(
+            f"model.scratch.cond_dim: found {spec.cond_dim}, the width of CLIP's embeddings, expected "
+            "any other, because the library's U-Net breaks at this one; take a narrower one."
+        )
 
 
 @torch.no_grad()
