@@ -105,6 +105,9 @@ def _find(metric: Metric, outcome: Outcome, evidence: Evidence, resamples: int) 
                 figures, scores[evidence.baseline], resamples=resamples, seed=seed,
                 higher_is_better=metric.better != "lower",
             )  # fmt: skip
+            if metric.is_share and found.spread == 0.0 and found.difference.value == 0.0:
+                most = wilson(0.0, found.units).high  # no prompt differs, which is not "none ever will"
+                found = replace(found, difference=Interval(0.0, -most, most))
             comparisons[name] = replace(found, p=_p(metric, found.p))
     return Finding(metric, outcome, values, comparisons)
 

@@ -38,8 +38,8 @@ def render(
     parts.append(
         f'<p class="soft">{len(evidence.prompts)} prompts, {each:g} picture{"s" if each != 1 else ""} a '
         "prompt and "
-        f"system, same seeds. Scored by {text(flat['reference'])} ({text(flat['reference_hash'])}), which "
-        "conditioned none of the systems. The primary metric was named before drawing.</p>"
+        f"system, same seeds. Scored by {text(flat['reference'])} ({text(flat['reference_hash'])}), "
+        f"{_independence(systems)}. The primary metric was named before drawing.</p>"
     )
     parts.append(_metric_table(judgement, [system.name for system in systems]))
     if judgement.skipped:
@@ -64,6 +64,13 @@ def render(
         f'<pre tabindex="0">{text(config_text)}</pre></details>'
     )
     return page(title, "\n".join(parts))
+
+
+def _independence(systems: Sequence[System]) -> str:
+    unknown = [text(system.name) for system in systems if not system.ancestry]
+    if not unknown:
+        return "which conditioned none of the systems"
+    return f"though which CLIP conditioned {' and '.join(unknown)} is not known"
 
 
 def _metric_table(judgement: Judgement, names: Sequence[str]) -> str:

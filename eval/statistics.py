@@ -193,7 +193,7 @@ def verdict(
     advice = (
         f"n = {needed} prompts would be needed to show one of this size"
         if needed is not None and needed > comparison.units
-        else "the two systems score exactly alike"
+        else "the two means are equal"
         if needed is None
         else "more prompts would be needed to settle it"
     )

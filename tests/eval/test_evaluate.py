@@ -92,6 +92,15 @@ def test_page_fetches_nothing_and_shows_prompts_as_text(
     assert all(re.search(r'alt="[^"]+"', tag) for tag in re.findall(r"<img [^>]*>", page))
 
 
+def test_page_admits_when_the_conditioning_clip_is_not_known(
+    tmp_path: Path, draw_system: Draw, encoder: Any
+) -> None:
+    a, b = draw_system(tmp_path / "a"), draw_system(tmp_path / "b", clip="")
+    evaluate(config_of(tmp_path, a, b), encoder())
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "though which CLIP conditioned tuned is not known" in page
+
+
 @pytest.mark.parametrize(
     ("reference", "parents", "says"),
     [

@@ -360,6 +360,8 @@ def test_share_of_nothing_keeps_an_honest_upper_bound(evidence: Make) -> None:
     near = found.findings[1].values["stock"]
     if near.value == 0:
         assert near.high == pytest.approx(0.2775, abs=1e-3)  # Wilson for 0 of 10
+        difference = found.findings[1].comparisons["tuned"].difference
+        assert (difference.low, difference.high) == pytest.approx((-0.2775, 0.2775), abs=1e-3)
     else:
         pytest.fail("the planted world should hold no near copies")
 

@@ -148,7 +148,7 @@ def test_verdict_says_better_worse_or_that_nothing_could_be_shown() -> None:
     none = verdict("CLIPScore", "tuned", "stock", (22.2, 22.0), comparison(0.2, 0.4))
     assert none.startswith("No difference could be shown between tuned and stock")
     assert none.endswith(f"; n = {needed} prompts would be needed to show one of this size.")
-    assert "score exactly alike" in verdict("X", "a", "b", (1, 1), comparison(0.0, 1.0, spread=0.0))
+    assert "the two means are equal" in verdict("X", "a", "b", (1, 1), comparison(0.0, 1.0, spread=0.0))
 
 
 def test_numbers_are_written_with_three_digits() -> None:
