@@ -133,8 +133,14 @@ class CaptionerModel(nn.Module):
     @torch.no_grad()
     def write(self, images: Tensor) -> list[str]:
         """Captions by greedy decoding; images (B, 3, side, side) in [0, 1]."""
+        # every patch is looked at; without a mask the library would guess one, and warn
+        patches = (self.spec.side_px // self.spec.patch_px) ** 2 + 1
         tokens = self.network.generate(
-            pixel_values=images * 2 - 1, max_new_tokens=self.spec.max_tokens - 1, do_sample=False, num_beams=1
+            pixel_values=images * 2 - 1,
+            attention_mask=torch.ones(len(images), patches, dtype=torch.long, device=images.device),
+            max_new_tokens=self.spec.max_tokens - 1,
+            do_sample=False,
+            num_beams=1,
         )
         return [text.strip() for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
 
