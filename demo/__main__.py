@@ -117,9 +117,9 @@ def scrape(config: DemoConfig, journal: Journal) -> None:
     leagues = [league(world.seed, index, world.clubs_per_league) for index in range(world.leagues)]
     port = urlsplit(load_step(config, "data", ScraperConfig).source.root_url).port or 0
     try:
-        site = LeagueSite(leagues, port)
+        site = LeagueSite(leagues, port, draw_ahead=True)
     except OSError:  # something else listens there
-        site = LeagueSite(leagues)
+        site = LeagueSite(leagues, draw_ahead=True)
     with site:
         run(load_step(config, "data", ScraperConfig, f"source.url={json.dumps(site.url)}"))
 

@@ -9,6 +9,7 @@ import hashlib
 import html
 import io
 import multiprocessing
+import signal
 import threading
 import time
 from collections import Counter, deque
@@ -143,7 +144,12 @@ class LeagueSite:
 
     def _draw_ahead(self) -> None:
         """Keep a second process drawing what nobody has asked for yet, in the order of the pages."""
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        with ProcessPoolExecutor(
+            1,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=signal.signal,  # Ctrl+C reaches every process of a terminal; stop() ends this one
+            initargs=(signal.SIGINT, signal.SIG_IGN),
+        ) as pool:
             drawing: deque[tuple[str, Future[bytes]]] = deque()
             for name, logo in self._logos.items():
                 if self._stopping.is_set():
