@@ -80,12 +80,15 @@ def _gathered(config: ScraperConfig) -> Harvest | None:
 
 
 def _crawled(config: ScraperConfig) -> Harvest | None:
-    from scraper.crawl import crawl, is_crawled
+    from scraper.crawl import crawl, is_crawled, reach
 
-    if not config.fetch.refresh and is_crawled(config) and _is_done(config, ""):
+    _check_owner(config)
+    needs_fetching = config.fetch.refresh or not is_crawled(config)
+    if not needs_fetching and _is_done(config, ""):
         return None
+    fetcher = reach(config) if needs_fetching else None
     _claim(config)
-    return crawl(config)
+    return crawl(config, fetcher)
 
 
 def _is_done(config: ScraperConfig, fingerprint: str) -> bool:

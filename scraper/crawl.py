@@ -41,21 +41,35 @@ def is_crawled(config: ScraperConfig) -> bool:
         frontier.close()
 
 
-def crawl(config: ScraperConfig) -> Harvest:
-    """Visit all of a site, or go on where the last run was interrupted.
+def reach(config: ScraperConfig) -> Fetcher:
+    """Meet the site before anything is written.
 
     Raises:
-        FetchError: the site does not answer.
+        FetchError: the site does not answer, or must not be asked.
+    """
+    cache = Cache(config.fetch.cache_dir or config.data.dir / "cache")
+    fetcher = Fetcher(config.fetch, cache)
+    fetcher.meet(config.source.root_url)
+    return fetcher
+
+
+def crawl(config: ScraperConfig, fetcher: Fetcher | None) -> Harvest:
+    """Visit all of a site, or go on where the last run was interrupted.
+
+    Args:
+        config: names the site.
+        fetcher: what `reach` gave; None reads the journal of a finished crawl again.
+    Raises:
+        FetchError: the site stopped answering.
         DataError: no card was found on any page.
     """
     site = web_site(config.source.site)
     frontier = Frontier(journal_path(config), config.source.root_url)
     try:
-        started = frontier.begin(again=config.fetch.refresh)
-        if not frontier.is_finished:
+        if fetcher is not None:
+            started = frontier.begin(again=config.fetch.refresh)
             frontier.add(site.start(config.source))
-            cache = Cache(config.fetch.cache_dir or config.data.dir / "cache")
-            _Crawler(config, site, frontier, Fetcher(config.fetch, cache), started).visit_all()
+            _Crawler(config, site, frontier, fetcher, started).visit_all()
             frontier.finish()
         return _harvest(config, site, list(frontier.outcomes()))
     finally:

@@ -170,7 +170,7 @@ class Fetcher:
             headers["If-Modified-Since"] = kept.last_modified
         here = url
         for _ in range(MAX_REDIRECTS + 1):
-            host = self._meet(here)
+            host = self.meet(here)
             if host.robots and not host.robots.allows(here):
                 raise Refused("robots", f"{here}: robots.txt asks us to stay away; leave it out.")
             response = self._request(here, host, headers)
@@ -195,8 +195,8 @@ class Fetcher:
             return Answer(url, here, content, answer.content_type, path, is_from_cache=False)
         raise Refused("too_many_redirects", f"{url}: more than {MAX_REDIRECTS} redirects; leave it out.")
 
-    def _meet(self, url: str) -> _Host:
-        """The host of `url`, allowed and with its robots.txt read."""
+    def meet(self, url: str) -> _Host:
+        """The host of `url`, allowed and with its robots.txt read; asks only at the first meeting."""
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise Refused("bad_scheme", f"{url}: is no http or https address; leave it out.")

@@ -10,7 +10,7 @@ import pytest
 from crest.errors import DataError, FetchError
 from crest.records import content_id, read_manifest, read_records
 from scraper.collect import check_source, collect
-from scraper.crawl import crawl, is_crawled
+from scraper.crawl import crawl, is_crawled, reach
 
 
 @pytest.fixture
@@ -133,8 +133,24 @@ def test_no_network_is_one_sentence_and_leaves_nothing_half_written(shelf, serve
     source = {"site": "sportslogohistory", "url": "http://127.0.0.1:9/", "targets": ["a/"]}
     with pytest.raises(FetchError, match="did not answer"):
         collect(shelf.config(source=source))
-    assert not (shelf.dir / "manifest.json").exists()
-    assert not (shelf.dir / "records.jsonl").exists()
+    assert not shelf.dir.exists()
+
+
+def test_refresh_without_network_leaves_the_finished_folder_as_it_is(league, server, shelf, capsys):
+    league(2)
+    collect(shelf.config())
+    away = {"site": "sportslogohistory", "url": "http://127.0.0.1:9/", "targets": ["league-primary-logo/"]}
+    with pytest.raises(FetchError, match="did not answer"):
+        collect(shelf.config(source=away, fetch={"refresh": True}))
+    collect(shelf.config(source=away))  # another port of this machine is the same site
+    assert "up to date, 2 logos" in capsys.readouterr().out
+
+
+def test_private_address_is_refused_in_one_sentence(league, shelf):
+    league(1)
+    with pytest.raises(FetchError, match=r"private address 127\.0\.0\.1"):
+        collect(shelf.config(fetch={"allow_private": False}))
+    assert not shelf.dir.exists()
 
 
 def test_picture_host_that_is_down_costs_its_pictures_only(server, shelf, as_card, draw, as_png):
@@ -165,13 +181,15 @@ def test_data_folder_of_another_source_is_refused(league, shelf, tmp_path, draw)
 
 def test_one_host_with_a_delay_sees_one_request_at_a_time(league, server, shelf):
     league(6, wait_s=0.03)
-    crawl(shelf.config(fetch={"delay_s": 0.01}))
+    config = shelf.config(fetch={"delay_s": 0.01})
+    crawl(config, reach(config))
     assert server.most_at_once == 1
 
 
 def test_host_without_delay_is_asked_in_parallel(league, server, shelf):
     league(12, wait_s=0.05)
-    crawl(shelf.config(fetch={"connections": 4}))
+    config = shelf.config(fetch={"connections": 4})
+    crawl(config, reach(config))
     assert 2 <= server.most_at_once <= 4
 
 
@@ -179,7 +197,7 @@ def test_order_of_records_is_that_of_the_page(league, server, shelf):
     league(8)
     for number in range(0, 8, 2):
         server.script[f"/up/club{number}_1990-1999.png"][0].wait_s = 0.05
-    harvest = crawl(shelf.config())
+    harvest = crawl(shelf.config(), reach(shelf.config()))
     assert [record.title for record in harvest.records] == [f"Club {number}" for number in range(8)]
 
 
