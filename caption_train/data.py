@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
 from caption_train.config import CaptionDataConfig
+from crest.augment import shift
 from crest.errors import DataError
 from crest.images import read_image, square, to_array
 from crest.records import Record, hash_of, read_records
@@ -105,16 +105,7 @@ def batches(
         for first in range(world.rank * mine, (world.rank + 1) * mine, micro):
             own = numbers[first : first + micro]
             images = torch.from_numpy(side.pixels[own].astype(np.float32) / 255)
-            images = _shift(images, Draw(seed, step, first, micro), shift_px)
+            images = shift(images, Draw(seed, step, first, micro), shift_px)
             labels = model.tokenize([side.captions[number] for number in own])
             yield CaptionBatch(images.to(world.device), labels.to(world.device))
         step += 1
-
-
-def _shift(images: Tensor, draw: Draw, shift_px: int) -> Tensor:
-    if not shift_px:
-        return images
-    side = images.shape[-1]
-    padded = F.pad(images, (shift_px,) * 4, value=1.0)
-    offsets = (draw.uniform(1, 2) * (2 * shift_px + 1)).long().tolist()
-    return torch.stack([padded[i, :, y : y + side, x : x + side] for i, (y, x) in enumerate(offsets)])

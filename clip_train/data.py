@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from clip_train.config import ClipDataConfig
+from crest.augment import shift
 from crest.models.clip import ClipModel
 from crest.shards import Pictures, batch_numbers, open_pictures
 from crest.world import Draw, World
@@ -71,17 +71,8 @@ def number_captions(pictures: Pictures) -> np.ndarray:
 
 
 def augment(images: Tensor, draw: Draw, shift_px: int, noise: float) -> Tensor:
-    """Move pictures (B, 3, H, W) by up to `shift_px` with white moving in, and add noise.
-
-    No flips (letters would mirror) and no colour changes (colours are what captions name).
-    """
-    if shift_px:
-        side = images.shape[-1]
-        padded = F.pad(images, (shift_px,) * 4, value=1.0)
-        offsets = (draw.uniform(1, 2) * (2 * shift_px + 1)).long()
-        images = torch.stack(
-            [padded[i, :, y : y + side, x : x + side] for i, (y, x) in enumerate(offsets.tolist())]
-        )
+    """Move pictures (B, 3, H, W) by up to `shift_px` with white moving in, and add noise."""
+    images = shift(images, draw, shift_px)
     if noise:
         images = (images + noise * draw.normal(2, *images.shape[1:])).clamp(0, 1)
     return images
