@@ -1,4 +1,4 @@
-"""Changes to training pictures that leave their descriptions true: no flips (letters would mirror), no colours."""
+"""Changes to training pictures that leave their words true: no flips (letters mirror), no new colours."""
 
 from __future__ import annotations
 
