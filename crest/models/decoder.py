@@ -231,9 +231,13 @@ def _refuse_misfits(spec: DecoderSpec) -> None:
         raise ConfigError(
             f"model.scratch.dim: found {spec.dim}, expected a multiple of 8, the groups of a norm; change it."
         )
-    if (
-        spec.cond_dim == spec.image_embed_dim
-    ):  # the library takes that for "nothing to project": one token, not four
+    if spec.sketch_channels and spec.side_px % (4 * spec.patch_px):
+        raise ConfigError(
+            f"model.scratch.side_px: found {spec.side_px}, expected a multiple of {4 * spec.patch_px} for a "
+            "sketch; change it or set sketch_channels to 0."
+        )
+    # the library takes equal widths for "nothing to project" and then has one token, not four
+    if spec.cond_dim == spec.image_embed_dim:
         raise ConfigError(
             f"model.scratch.cond_dim: found {spec.cond_dim}, the width of CLIP's embeddings, expected "
             "any other, because the library's U-Net breaks at this one; take a narrower one."

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from crest.errors import DataError, RunError
 from crest.loop import build_optimizer
-from tests.crest.toy_stage import SAMPLES, ToyBatch, ToyStage, configs, train
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(Path(__file__).parent))
+from toy_stage import SAMPLES, ToyBatch, ToyStage, configs, train  # noqa: E402
 
 
 def rows(folder: Path) -> list[dict[str, float]]:

@@ -1,0 +1,192 @@
+"""Captioners: Crest's own ViT-GPT2 learns and travels, a published folder is read as its kind asks."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+    VisionEncoderDecoderModel,
+    ViTConfig,
+    ViTImageProcessor,
+    ViTModel,
+)
+
+from crest.checkpoint import export_weights
+from crest.errors import WeightsError
+from crest.images import square, to_array
+from crest.models.captioner import (
+    END,
+    Captioner,
+    CaptionerModel,
+    CaptionerSpec,
+    HubCaptioner,
+    learn_vocabulary,
+    load_captioner,
+)
+
+WORDS = ("red", "navy", "gold", "green", "black", "purple")
+CAPTIONS = [f"a {WORDS[index % 6]} crest with a {WORDS[(index + 1) % 6]} charge" for index in range(6)]
+
+
+def model_of(texts: list[str] = CAPTIONS, vocabulary: int = 300) -> CaptionerModel:
+    torch.manual_seed(0)
+    spec = {"side_px": 16, "patch_px": 8, "width": 32, "heads": 2, "encoder_layers": 1, "decoder_layers": 1}
+    return CaptionerModel(
+        CaptionerSpec.model_validate({**spec, "max_tokens": 24, **learn_vocabulary(texts, vocabulary)})
+    )
+
+
+@pytest.fixture(scope="module")
+def taught() -> CaptionerModel:
+    """A captioner that has learned one caption per flat colour."""
+    model = model_of()
+    images, labels = torch.stack([flat(colour) for colour in COLOURS]), model.tokenize(CAPTIONS)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(150):
+        logits = model(images, labels)
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval()
+
+
+COLOURS = [(200, 16, 46), (0, 56, 101), (255, 184, 28), (0, 102, 51), (20, 20, 20), (110, 64, 160)]
+
+
+def picture(colour: tuple[int, int, int], size: tuple[int, int] = (40, 40)) -> Image.Image:
+    return Image.new("RGB", size, colour)
+
+
+def flat(colour: tuple[int, int, int]) -> torch.Tensor:
+    return torch.from_numpy(to_array(square(picture(colour), 16))).float() / 255
+
+
+def test_it_learns_to_write_a_caption_for_each_picture(taught: CaptionerModel) -> None:
+    captions = Captioner(taught, "0" * 16).caption([picture(colour) for colour in COLOURS])
+    assert captions == CAPTIONS
+
+
+def test_batches_of_any_size_write_the_same(taught: CaptionerModel) -> None:
+    pictures = [picture(colour) for colour in COLOURS]
+    assert Captioner(taught, "0" * 16, batch_size=4).caption(pictures) == CAPTIONS
+    assert Captioner(taught, "0" * 16, batch_size=1).caption(pictures) == CAPTIONS
+
+
+def test_any_size_and_mode_of_picture_is_accepted(taught: CaptionerModel) -> None:
+    clear = Image.new("RGBA", (30, 30), (200, 16, 46, 255))
+    grey = Image.new("L", (9, 60), 20)
+    captions = Captioner(taught, "0" * 16).caption([clear, grey, picture(COLOURS[0], (200, 200))])
+    assert captions[0] == captions[2] == CAPTIONS[0]
+    assert len(captions) == 3
+
+
+def test_nothing_to_caption_writes_nothing(taught: CaptionerModel) -> None:
+    assert Captioner(taught, "0" * 16).caption([]) == []
+
+
+def test_weights_and_tokenizer_travel_together(taught: CaptionerModel, tmp_path: Path) -> None:
+    card = {"kind": "captioner", "spec": taught.spec.model_dump(mode="json"), "parents": {}}
+    export_weights(tmp_path, taught, json.loads(json.dumps(card)))
+    back = load_captioner(tmp_path)
+    assert back.caption([picture(colour) for colour in COLOURS]) == CAPTIONS
+    assert len(back.hash) == 16
+
+
+def test_a_vocabulary_spells_any_text_and_ends_with_its_mark() -> None:
+    model = model_of()
+    assert model.spec.tokens[-1] == END
+    assert len(model.spec.tokens) <= 301
+    for text in ("a red crest", 'déjà "vu" №7 ☃', ""):
+        (row,) = model.tokenize([text])
+        assert int(row[-1]) == model.end
+        assert model.tokenizer.decode(row[:-1].tolist()) == text
+
+
+def test_labels_learn_the_end_once_and_nothing_behind_it() -> None:
+    model = model_of()
+    labels = model.tokenize(["a red crest", "a red crest with a navy charge", "x" * 500])
+    assert labels.shape[1] == 24
+    for row in labels:
+        ends = (row == model.end).nonzero().flatten().tolist()
+        assert len(ends) == 1
+        assert (row[ends[0] + 1 :] == -100).all()
+
+
+def test_a_word_does_not_see_those_after_it(taught: CaptionerModel) -> None:
+    labels = taught.tokenize([CAPTIONS[0]])
+    other = labels.clone()
+    other[0, 5:] = taught.end
+    with torch.no_grad():
+        left, right = taught(flat(COLOURS[0])[None], labels), taught(flat(COLOURS[0])[None], other)
+    assert torch.allclose(left[:, :6], right[:, :6], atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A vision-encoder-decoder folder as a hub has it: network, image processor, fast tokenizer."""
+    folder = tmp_path_factory.mktemp("published")
+    torch.manual_seed(0)
+    vit = ViTConfig(
+        image_size=16,
+        patch_size=8,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+    )
+    gpt2 = GPT2Config(
+        vocab_size=301,
+        n_positions=64,
+        n_embd=16,
+        n_layer=1,
+        n_head=2,
+        add_cross_attention=True,
+        is_decoder=True,
+    )
+    network = VisionEncoderDecoderModel(
+        encoder=ViTModel(vit, add_pooling_layer=False), decoder=GPT2LMHeadModel(gpt2)
+    )
+    tokenizer = model_of().tokenizer
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer,
+        eos_token=END,
+        bos_token=END,
+        pad_token=END,
+        unk_token=END,
+    )
+    end = fast.convert_tokens_to_ids(END)
+    for settings in (network.config, network.generation_config):
+        settings.decoder_start_token_id = settings.pad_token_id = settings.eos_token_id = end
+    network.save_pretrained(folder)
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
+
+
+def test_a_published_folder_writes_a_sentence_a_picture(published: Path) -> None:
+    captioner = load_captioner(published)
+    assert isinstance(captioner, HubCaptioner)
+    captions = captioner.caption([picture(COLOURS[0]), Image.new("RGBA", (20, 60), (0, 0, 0, 0))])
+    assert len(captions) == 2
+    assert all(isinstance(caption, str) for caption in captions)
+    assert captions == load_captioner(published).caption(
+        [picture(COLOURS[0]), Image.new("RGBA", (20, 60), (0, 0, 0, 0))]
+    )
+
+
+def test_a_folder_that_is_no_captioner_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "no-such-model"}', encoding="utf-8")
+    with pytest.raises(WeightsError, match="is no captioner that transformers can read"):
+        load_captioner(tmp_path)
+
+
+def test_weights_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="there are no captioner weights"):
+        load_captioner(tmp_path / "nowhere")
