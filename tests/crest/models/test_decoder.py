@@ -78,7 +78,8 @@ def test_the_same_seed_gives_the_same_picture_and_another_does_not(shape: str) -
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_picture_does_not_depend_on_its_neighbours(shape: str) -> None:
     decoder = decoder_of(**SHAPES[shape])
-    assert torch.allclose(drawn(decoder, [2], slice(2, 3)), drawn(decoder)[2:], atol=1e-5)
+    # half a level of an 8-bit picture: with epsilon, the first steps divide rounding by a tiny alpha
+    assert torch.allclose(drawn(decoder, [2], slice(2, 3)), drawn(decoder)[2:], atol=2e-3)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
