@@ -40,15 +40,29 @@
     return (hash >>> 0) % survey.plans.length;
   }
 
+  // One entry a pair: a page that sees an old state of the storage (a second tab, a browser under load) can then
+  // add its answers but never overwrite others.
   function load() {
-    try {
-      const found = JSON.parse(store.read(key));
-      if (found && found.answers && survey.plans[found.plan]) return found;
-    } catch { /* a damaged entry counts as none */ }
-    return { plan: planNumber(), at: 0, answers: {} };
+    const found = { plan: planNumber(), at: 0, answers: {} };
+    const place = readObject(key);
+    if (survey.plans[place.plan]) Object.assign(found, { plan: place.plan, at: place.at || 0 });
+    for (const [pairId] of survey.plans[found.plan]) {
+      const given = readObject(`${key}:${pairId}`);
+      if (Object.keys(given).length) found.answers[pairId] = given;
+    }
+    return found;
   }
 
-  function save() { store.write(key, JSON.stringify(state)); }
+  function readObject(name) {
+    try { return JSON.parse(store.read(name)) || {}; } catch { return {}; } // a damaged entry counts as none
+  }
+
+  function saveAnswers(pairId) {
+    store.write(`${key}:${pairId}`, JSON.stringify(state.answers[pairId]));
+    savePlace();
+  }
+
+  function savePlace() { store.write(key, JSON.stringify({ plan: state.plan, at: state.at })); }
 
   function answersAt(place) { return state.answers[plan[place][0]] || {}; }
 
@@ -136,7 +150,7 @@
     const all = (state.answers[pairId] = state.answers[pairId] || {});
     const choice = side === "tie" ? "tie" : side === "left" ? left : right;
     all[question] = { choice, ms: Math.round(performance.now() - shownAt), ts: new Date().toISOString() };
-    save();
+    saveAnswers(pairId);
     render();
   }
 
@@ -145,21 +159,21 @@
     const last = survey.questions.map((question) => question.id).filter((id) => given && given[id]).pop();
     if (!last) return back();
     delete given[last];
-    save();
+    saveAnswers(plan[state.at][0]);
     render();
   }
 
   function next() {
     if (!isDone(state.at)) return;
     state.at += 1;
-    save();
+    savePlace();
     pair();
   }
 
   function back() {
     if (state.at === 0) return;
     state.at -= 1;
-    save();
+    savePlace();
     pair();
   }
 
