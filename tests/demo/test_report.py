@@ -166,7 +166,9 @@ def test_verdict_names_the_goals_that_were_missed(metrics: dict[str, Any]) -> No
     assert lines[0].startswith(
         "The tuned model draws 83.3 % of 6 held-out crests exactly as asked, the stock model 0 %"
     )
-    assert "is better" in lines[0]
+    assert "is not shown to be better" in lines[0]  # six prompts: p is 1/16 at best
+    clear = {**metrics, "tuned.exact.difference.p": 0.01}
+    assert "it is better" in verdict(clear)[0]
     assert "among 6 for 80 %" in lines[1]
     missed = unmet(metrics)  # five of six prompts are right: 83.3 % of whatever the sixth has wrong
     assert missed
