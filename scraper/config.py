@@ -85,7 +85,7 @@ class ScreenConfig(Config):
     """Pictures are compared when their perceptual hashes differ in at most so many of 64 bits."""
     duplicate_levels: float = Field(default=4.0, ge=0, le=255)
     """Pictures whose colours differ by at most so many of 255 levels (root mean square) are the same logo."""
-    related_levels: float = Field(default=20.0, ge=0, le=255)
+    related_levels: float = Field(default=14.0, ge=0, le=255)
     """Pictures that differ by at most so many levels are relatives: they stay, but share one split."""
 
 

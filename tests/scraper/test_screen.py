@@ -39,7 +39,7 @@ def shield(colour, letter=None):
     pen = ImageDraw.Draw(picture)
     pen.polygon([(10, 10), (86, 10), (48, 90)], fill=colour)
     if letter:
-        pen.text((42, 20), letter, fill="white", font_size=30)
+        pen.text((42, 20), letter, fill="white", font_size=22)
     return picture
 
 
