@@ -85,7 +85,7 @@ def load_state(run_dir: Path, state: State) -> bool:
         state.ema.model.load_state_dict(load_file(folder / "ema.safetensors"), strict=True)
         saved = read_json(folder / "state.json")
         _restore(state.optimizer, load_file(folder / "optimizer.safetensors"), saved["groups"])
-    except (RuntimeError, KeyError, SafetensorError) as error:
+    except (RuntimeError, KeyError, IndexError, SafetensorError) as error:
         first_line = str(error).splitlines()[0]
         raise RunError(
             f"{folder}: does not fit this run's model ({first_line}); name another run.dir."
@@ -122,9 +122,14 @@ def _flatten(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[
 def _restore(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: list[dict[str, Any]]
 ) -> None:
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     entries: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         index, _, name = key.partition(".")
+        weight = weights[int(index)]
+        if tensor.shape == weight.shape:
+            # the fused step walks memory: moments in another order than their weight's meet wrong numbers
+            tensor = torch.empty_strided(weight.size(), weight.stride(), dtype=tensor.dtype).copy_(tensor)
         entries.setdefault(int(index), {})[name] = tensor
     optimizer.load_state_dict({"state": entries, "param_groups": groups})
 

@@ -90,6 +90,30 @@ def test_a_saved_state_comes_back_exactly(tmp_path: Path) -> None:
     assert back.optimizer.param_groups[0]["weight_decay"] == OPTIM.weight_decay
 
 
+def test_a_step_after_coming_back_is_the_step_that_would_have_followed(tmp_path: Path) -> None:
+    """Weights in channels-last order too, whose moments must lie in memory as they do."""
+
+    def step(state: State, seed: int) -> None:
+        images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+        state.model(images).square().mean().backward()
+        state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+
+    def fresh() -> State:
+        torch.manual_seed(0)
+        model = nn.Conv2d(3, 8, 3).to(memory_format=torch.channels_last)
+        return State(0, model, Ema(model, 0.9), build_optimizer(model, OPTIM))
+
+    straight, back = fresh(), fresh()
+    for seed in range(3):
+        step(straight, seed)
+    save_state(tmp_path, straight)
+    load_state(tmp_path, back)
+    for state in (straight, back):
+        step(state, 3)
+    assert torch.equal(back.model.weight, straight.model.weight)
+
+
 def test_without_a_state_a_run_starts_from_its_beginning(tmp_path: Path) -> None:
     assert not load_state(tmp_path, trained(0))
 

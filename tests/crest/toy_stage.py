@@ -126,7 +126,7 @@ def main(folder: Path, kills: int, seed: int) -> None:
     """Print how many lives ended before their time."""
     chance, died = random.Random(seed), 0
     for _ in range(kills):
-        died += not live(folder, chance.randint(1, 26), chance.uniform(0, 0.02))
+        died += not live(folder, chance.randint(1, 16), chance.uniform(0, 0.02))
     assert live(folder, None, 0.0)
     print(f"died {died}")
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from crest.models.fast import prior_forward, unet_conditions, unet_forward
 
 B, D, L, K = 3, 12, 5, 10
-TOLERANCE = 1e-5  # of the largest value
+TOLERANCE = 1e-5  # of the largest value; gradients get ten times that, norms and cosines stretch rounding
 
 
 def stirred(network: nn.Module) -> Any:
@@ -41,7 +41,7 @@ def assert_same_gradients(
     )
     scale = max(float(gradient.abs().max()) for gradient in right)
     for name, found, wanted in zip(names, left, right, strict=True):
-        assert float((found - wanted).abs().max()) <= 5 * TOLERANCE * scale, name
+        assert float((found - wanted).abs().max()) <= 10 * TOLERANCE * scale, name
     whole, mistake = (
         torch.cat([part.flatten() for part in parts]).norm() for parts in (right, subtracted(left, right))
     )
