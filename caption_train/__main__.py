@@ -12,8 +12,10 @@ def check(config: CaptionTrainConfig) -> None:
     """Look whether the inputs exist."""
     from crest.records import read_manifest
 
-    kind = "records" if (config.data.records / "records.jsonl").exists() else "shards"
-    read_manifest(config.data.records, kind, "python -m scraper (make scrape)")
+    if (config.data.records / "records.jsonl").exists():
+        read_manifest(config.data.records, "records", "python -m scraper (make scrape)")
+    else:
+        read_manifest(config.data.records, "shards", "python -m scraper.pack (make shards)")
 
 
 def main(config: CaptionTrainConfig) -> None:

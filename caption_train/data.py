@@ -33,6 +33,8 @@ class CaptionBatch:
     """(B, 3, H, W) in [0, 1]"""
     labels: Tensor
     """(B, L) token ids, -100 where nothing is to be learned"""
+    tokens: float
+    """tokens to be learned in a micro-batch, averaged over the step, so that each token weighs alike"""
 
 
 @dataclass(frozen=True)
@@ -102,10 +104,12 @@ def batches(
     step = start
     while True:
         numbers = batch_numbers(seed, len(side.captions), batch_size, step)
+        learnt = int((model.tokenize([side.captions[number] for number in numbers]) != -100).sum())
         for first in range(world.rank * mine, (world.rank + 1) * mine, micro):
             own = numbers[first : first + micro]
             images = torch.from_numpy(side.pixels[own].astype(np.float32) / 255)
             images = shift(images, Draw(seed, step, first, micro), shift_px)
             labels = model.tokenize([side.captions[number] for number in own])
-            yield CaptionBatch(images.to(world.device), labels.to(world.device))
+            tokens = learnt * micro / batch_size
+            yield CaptionBatch(images.to(world.device), labels.to(world.device), tokens)
         step += 1

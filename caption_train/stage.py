@@ -59,7 +59,8 @@ class CaptionStage:
     def loss(self, model: nn.Module, batch: CaptionBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross entropy of the next token."""
         logits = model(batch.images, batch.labels)
-        return F.cross_entropy(logits.float().flatten(0, 1), batch.labels.flatten(), ignore_index=-100), {}
+        flat = logits.float().flatten(0, 1), batch.labels.flatten()
+        return F.cross_entropy(*flat, ignore_index=-100, reduction="sum") / batch.tokens, {}
 
     @torch.no_grad()
     def validate(self, model: nn.Module, world: World) -> dict[str, float]:
@@ -68,7 +69,8 @@ class CaptionStage:
         count = min(len(self.val.captions), self.config.data.validate_samples)
         images = torch.from_numpy(self.val.pixels[:count].astype("float32") / 255).to(world.device)
         captions = self.val.captions[:count]
-        loss, _ = self.loss(model, CaptionBatch(images, model.tokenize(captions).to(world.device)))
+        labels = model.tokenize(captions).to(world.device)
+        loss, _ = self.loss(model, CaptionBatch(images, labels, float((labels != -100).sum())))
         found = wanted = 0
         for written, true in zip(model.write(images[:32]), captions[:32], strict=True):
             colours = set(colour_words(true))

@@ -167,7 +167,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
 def _one_sentence(
     path: Path | str, config_class: type[BaseModel], error: ValidationError, section: str = ""
 ) -> str:
-    first = error.errors()[0]
+    errors = error.errors()
+    # a setting misspelt is also one missing: the spelling is what helps
+    first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
     name = ".".join(str(part) for part in first["loc"])
     more = f" ({error.error_count() - 1} more after this one)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":

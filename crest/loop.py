@@ -132,7 +132,7 @@ def fit(
                     save_state(run.dir, state)
                 world.barrier()
     if world.is_main:
-        _export(stage, state, run, recipe, export_best)
+        _export(stage, state, run, recipe, world, export_best)
     world.barrier()
     return weights
 
@@ -254,12 +254,18 @@ def _validate(stage: Stage[Any], state: State, world: World, tracker: Tracker, r
 
 
 def _export(
-    stage: Stage[Any], state: State, run: RunConfig, recipe: Mapping[str, Any], export_best: bool
+    stage: Stage[Any],
+    state: State,
+    run: RunConfig,
+    recipe: Mapping[str, Any],
+    world: World,
+    export_best: bool,
 ) -> None:
     card = {
         **stage.card(state.ema.model),
         "step": state.step,
         "best": {"by": stage.best_by, "value": state.best, "step": state.best_step},
+        "world": {"processes": world.size, "device": world.device.type, "precision": world.precision},
         "recipe": dict(recipe),
     }
     if export_best and state.best_step != state.step and (run.dir / "best.safetensors").exists():

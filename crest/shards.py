@@ -138,12 +138,20 @@ def read_samples(folder: Path, split: Split) -> Iterator[Sample]:
         try:
             # webdataset would rather skip a broken file than stop at it
             dataset = webdataset.WebDataset(
-                str(path), shardshuffle=False, empty_check=False, handler=_reraise
+                str(path),
+                shardshuffle=False,
+                empty_check=False,
+                handler=_reraise,
+                nodesplitter=_whole,  # every process decodes for itself
             )
             for entry in dataset:
                 yield _sample(entry, path)
         except (tarfile.TarError, EOFError, OSError) as error:
             raise DataError(f"{path}: is not a whole tar ({error}); run {MADE_BY} again.") from None
+
+
+def _whole(urls: Iterable[Any]) -> Iterable[Any]:
+    return urls
 
 
 def _reraise(error: Exception) -> bool:
