@@ -216,7 +216,8 @@ def verdict(metrics: Mapping[str, Any]) -> tuple[str, str, str]:
     goals = f"Goals missed: {', '.join(missed)}." if missed else "Every goal is reached."
     return (
         f"The tuned model draws {per_cent(tuned)} of {n} held-out crests exactly as asked, the stock model "
-        f"{per_cent(stock)}: it {shows} (95 % interval of the difference {low:.0f} to {high:.0f} points, p = {p:.2g}).",
+        f"{per_cent(stock)}: it {shows} (95 % interval of the difference {low:.0f} to {high:.0f} points, "
+        f"p = {p:.2g}).",
         f"A reference CLIP that took no part finds a drawing's own prompt among {rivals} for "
         f"{precision['tuned']} of the tuned drawings, for {precision['stock']} of the stock model's.",
         f"All of it took {metrics['seconds.total'] / 60:.1f} minutes and "
