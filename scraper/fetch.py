@@ -179,6 +179,7 @@ class Fetcher:
                     here = urljoin(here, response.headers["Location"])
                     continue
                 if response.status_code == 304 and kept:
+                    _ = response.content  # read to its end, or the connection could not be used again
                     self._cache.touch(kept)
                     return self._kept(kept)
                 content = self._body(here, response)

@@ -61,6 +61,7 @@ class Server:
         self.script: dict[str, list[Said]] = {}
         self.requests: Counter[str] = Counter()
         self.headers: list[tuple[str, dict[str, str]]] = []
+        self.callers: set[Any] = set()
         self.at_once = 0
         self.most_at_once = 0
         self._lock = threading.Lock()
@@ -72,6 +73,7 @@ class Server:
 
             def do_GET(self) -> None:
                 with outer._lock:
+                    outer.callers.add(self.client_address)
                     outer.at_once += 1
                     outer.most_at_once = max(outer.most_at_once, outer.at_once)
                 try:

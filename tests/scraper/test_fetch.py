@@ -189,6 +189,15 @@ def test_second_run_asks_only_whether_something_changed(server, fetcher):
     assert [headers.get("If-None-Match") for path, headers in server.headers if path == "/a"] == [None, '"1"']
 
 
+def test_one_connection_serves_pages_errors_and_unchanged_answers(server, fetcher):
+    server.say("/a", "hello", headers={"ETag": '"1"'})
+    fetch = fetcher()
+    for _ in range(4):
+        fetch.get(f"{server.url}/a")
+    assert server.requests == {"/robots.txt": 1, "/a": 4}
+    assert len(server.callers) <= 2  # robots.txt is missing: that answer is not read to its end
+
+
 def test_changed_answer_replaces_the_kept_one(server, fetcher):
     server.say("/a", "old", headers={"ETag": '"1"', "Last-Modified": "Wed, 21 Oct 2015 07:28:00 GMT"})
     server.say("/a", "new", headers={"ETag": '"2"'})
