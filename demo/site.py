@@ -104,8 +104,7 @@ class LeagueSite:
         Args:
             world: the leagues.
             port: port on 127.0.0.1; 0 takes a free one.
-            draw_ahead: draw all logos in a second process while the first pages are read, so that whoever
-                reads them in this one need not share its processor.
+            draw_ahead: let a second process draw too, while this one answers (and perhaps reads).
         """
         self._draws_ahead = draw_ahead
         self._ahead: threading.Thread | None = None
@@ -143,7 +142,7 @@ class LeagueSite:
         return self
 
     def _draw_ahead(self) -> None:
-        """Keep a second process drawing what nobody has asked for yet, in the order of the pages."""
+        """Keep a second process drawing from the last page on, to meet the reader in the middle."""
         with ProcessPoolExecutor(
             1,
             mp_context=multiprocessing.get_context("spawn"),
@@ -151,7 +150,7 @@ class LeagueSite:
             initargs=(signal.SIGINT, signal.SIG_IGN),
         ) as pool:
             drawing: deque[tuple[str, Future[bytes]]] = deque()
-            for name, logo in self._logos.items():
+            for name, logo in reversed(self._logos.items()):
                 if self._stopping.is_set():
                     break
                 if name not in self._drawn and not logo.is_broken:
