@@ -192,11 +192,13 @@ def test_a_run_of_no_steps_exports_what_it_started_from(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(
+    "seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
+)
 def test_a_run_killed_at_random_moments_ends_as_one_that_never_stopped(tmp_path: Path, seed: int) -> None:
     straight = ToyStage(batch_size=8, micro=4, dropout=0.3)
     train(straight, tmp_path / "straight" / "run")
-    script = [sys.executable, "tests/crest/toy_stage.py", str(tmp_path / "killed" / "run"), "6", str(seed)]
+    script = [sys.executable, "tests/crest/toy_stage.py", str(tmp_path / "killed" / "run"), "5", str(seed)]
     done = subprocess.run(
         script,
         cwd=ROOT,
@@ -206,7 +208,7 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_never_stopped(tmp_path:
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout.split()[-1]) >= 5  # lives that SIGKILL ended
+    assert done.stdout.split()[-2:] == ["died", "5"]
     ours, theirs = contents(tmp_path / "straight" / "run"), contents(tmp_path / "killed" / "run")
     for files in (ours, theirs):  # which name their own folder
         del files["config.json"], files["weights.json"]

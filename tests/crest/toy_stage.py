@@ -4,10 +4,13 @@
 after a random number of batches, and lets the last one finish. It forks after the imports: lives are short.
 """
 
+import fcntl
+import importlib
 import os
 import random
 import signal
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -98,32 +101,41 @@ def train(
     return fit(stage, run, optim, recipe=recipe, accumulation=accumulation, export_best=export_best)
 
 
-def live(folder: Path, batches_before_death: int | None, delay_s: float) -> bool:
-    """One life in a child process; True when it finished."""
-    reader, writer = os.pipe()
+def live(folder: Path, batches: int | None, delay_s: float) -> bool:
+    """One life in a child process, killed after it read so many batches; True when it finished."""
+    leave, hold = os.pipe()
     child = os.fork()
     if child == 0:
-        os.close(reader)
+        os.close(hold)
         stage = ToyStage(batch_size=8, micro=4, dropout=0.3)
-        stage.on_batch = lambda: os.write(writer, b".") and None
+        if batches is not None:
+            stage.on_batch = lambda: os.read(leave, 1) and None  # waits until it may
         train(stage, folder)
         os._exit(0)
-    os.close(writer)
-    if batches_before_death is not None:
-        for _ in range(batches_before_death):
-            if not os.read(reader, 1):
-                break
+    os.close(leave)
+    if batches is not None:
+        os.write(hold, b"." * batches)
+        wait_until_empty(hold, child)
         time.sleep(delay_s)
         os.kill(child, signal.SIGKILL)
-    while os.read(reader, 4096):
-        pass
-    os.close(reader)
     _, status = os.waitpid(child, 0)
+    os.close(hold)
     return status == 0
+
+
+def wait_until_empty(pipe: int, child: int) -> None:
+    """Until the child has taken every leave that it was given, or has ended."""
+    waiting = bytearray(4)
+    while fcntl.ioctl(pipe, termios.FIONREAD, waiting) == 0 and int.from_bytes(waiting, sys.byteorder):
+        if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            return
+        time.sleep(0.001)
 
 
 def main(folder: Path, kills: int, seed: int) -> None:
     """Print how many lives ended before their time."""
+    for slow in ("accelerate", "torch.utils.tensorboard", "torch._dynamo"):
+        importlib.import_module(slow)  # once, not in every life
     chance, died = random.Random(seed), 0
     for _ in range(kills):
         died += not live(folder, chance.randint(1, 16), chance.uniform(0, 0.02))

@@ -1,0 +1,112 @@
+"""`torchrun --nproc_per_node 2` really trains in two processes, and as one with the same global batch."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = ("clip_train", "prior_train", "decoder_train", "caption_train")
+
+
+def launch(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*torchrun, *map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=900, env=environment
+    )
+
+
+def write_configs(world: Any, folder: Path) -> dict[str, Path]:
+    """Of runs in `folder` on a copy of the data whose pictures nobody has decoded yet."""
+    shutil.copytree(world.folder / "data", folder / "data")
+    shutil.rmtree(folder / "data" / "pixels")
+    here = type(world)(folder)
+    paths = {room: folder / f"{room}.json" for room in ROOMS}
+    for room, path in paths.items():
+        path.write_text(json.dumps(here.config(room, folder / "runs" / room), default=str), encoding="utf-8")
+    return paths
+
+
+def figures(run_dir: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def assert_like_one_process(world: Any, folder: Path, room: str) -> None:
+    alone, together = world.folder / "runs" / room, folder / "runs" / room
+    card = json.loads((together / "weights.json").read_text(encoding="utf-8"))
+    assert card["world"] == {"processes": 2, "device": "cpu", "precision": "fp32"}
+    for ours, theirs in zip(figures(together), figures(alone), strict=True):
+        assert ours.keys() == theirs.keys()
+        for name, value in theirs.items():
+            if (
+                "rank" not in name and "r_at" not in name
+            ):  # which jump where two similarities are nearly equal
+                assert ours[name] == pytest.approx(value, rel=2e-3, abs=2e-4), (room, name)
+    states = [run / "state" / "step-00000004" / "model.safetensors" for run in (together, alone)]
+    left, right = (load_file(path) for path in states)
+    start = load_file(alone / "best.safetensors")
+    apart = torch.cat([(left[name] - right[name]).flatten().float() for name in right])
+    # Adam gives a gradient that is rounding noise around 0 a whole step, so some weights may differ by one
+    assert float((apart.abs() > 1e-4).float().mean()) < 0.03, room
+    assert start.keys() == right.keys()
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_world: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All four stages, trained by two processes."""
+    folder = tmp_path_factory.mktemp("two")
+    paths = write_configs(tiny_world, folder)
+    done = launch(
+        ROOT / "tests" / "train_rooms.py", folder, *(f"{room}={path}" for room, path in paths.items())
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder
+
+
+def test_two_processes_really_ran(trained: Path) -> None:
+    ranks = sorted(trained.glob("rank-*"))
+    assert [path.name for path in ranks] == ["rank-0-of-2", "rank-1-of-2"]
+    assert len({path.read_text(encoding="utf-8") for path in ranks}) == 2
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_two_processes_match_one_with_the_same_global_batch(
+    tiny_world: Any, trained: Path, room: str
+) -> None:
+    assert_like_one_process(tiny_world, trained, room)
+
+
+def test_two_processes_leave_one_record(trained: Path) -> None:
+    for room in ROOMS:
+        assert len(list((trained / "runs" / room).glob("events.out.tfevents*"))) == 1
+        assert not list((trained / "runs" / room).rglob("*.part"))
+    assert not list((trained / "data" / "pixels").glob("*.part"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("room", ROOMS)
+def test_the_command_of_the_readme(tiny_world: Any, tmp_path: Path, room: str) -> None:
+    path = write_configs(tiny_world, tmp_path)[room]
+    done = launch("-m", room, "--config", path)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert_like_one_process(tiny_world, tmp_path, room)
+
+
+@pytest.mark.slow
+def test_a_mistake_ends_both_processes(tiny_world: Any, tmp_path: Path) -> None:
+    path = write_configs(tiny_world, tmp_path)["prior_train"]
+    path.write_text(
+        path.read_text(encoding="utf-8").replace('"batch_size": 8', '"batch_size": 7'), encoding="utf-8"
+    )
+    done = launch("-m", "prior_train", "--config", path)
+    assert done.returncode != 0
+    assert "optim.batch_size: 7 over 2 processes does not divide; take a multiple of 2." in done.stderr
+    assert not (tmp_path / "runs").exists()
