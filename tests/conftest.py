@@ -126,7 +126,7 @@ SPECS: dict[str, dict[str, Any]] = {
         "heads": 2,
         "encoder_layers": 1,
         "decoder_layers": 1,
-        "max_tokens": 16,
+        "max_tokens": 48,
     },
 }
 

@@ -68,6 +68,15 @@ def test_the_best_weights_are_exported_where_the_last_are_worse(tmp_path: Path) 
     assert all(torch.equal(load_file(again)[name], value) for name, value in load_file(six).items())
 
 
+def test_what_is_exported_is_the_average_over_the_steps(tmp_path: Path) -> None:
+    start = {name: value.clone() for name, value in ToyStage().network.state_dict().items()}
+    average = load_file(train(ToyStage(), tmp_path / "average", steps=1, warmup_steps=0))
+    last = load_file(train(ToyStage(), tmp_path / "last", steps=1, warmup_steps=0, ema_decay=0.0))
+    for name, value in start.items():  # after the first step the factor is 1/10, not yet 0.9
+        assert torch.allclose(average[name], value + 0.9 * (last[name] - value), atol=1e-6)
+        assert not torch.equal(last[name], value)
+
+
 def test_accumulated_micro_batches_equal_the_batch(tmp_path: Path) -> None:
     whole = load_file(train(ToyStage(micro=8), tmp_path / "whole", ema_decay=0.0))
     for micro in (4, 2):
