@@ -25,7 +25,7 @@ def stirred(network: nn.Module) -> Any:
 def assert_like(found: Tensor, wanted: Tensor, what: str) -> None:
     assert found.shape == wanted.shape, what
     limit = 3 * TOLERANCE * float(wanted.detach().abs().max()) + 1e-9
-    assert float((found - wanted).abs().max()) <= limit, what
+    assert float((found - wanted).detach().abs().max()) <= limit, what
 
 
 def assert_same_gradients(
