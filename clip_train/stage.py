@@ -33,6 +33,7 @@ class ClipStage:
     def __init__(self, config: ClipTrainConfig) -> None:
         self.config = config
         self._model, self._parents = _starting_model(config)
+        self._model.keeps_statistics = config.model.scratch is None
         self.data = ClipData(config.data, self._model)
         if len(self.data.val) < 2:
             raise DataError(
@@ -48,6 +49,12 @@ class ClipStage:
         """One contrastive batch a step, shared out over the processes."""
         optim = self.config.optim
         _, micro = world.share(optim.batch_size, optim.device_batch_size)
+        if self._model.has_batch_norm and not self._model.keeps_statistics and micro < optim.batch_size:
+            raise ConfigError(
+                f"model.scratch: has batch norm, with statistics of {micro} of a batch's {optim.batch_size} "
+                "pictures here, expected the whole batch in one process and at once; leave out torchrun and "
+                "optim.device_batch_size, or take an architecture without batch norm (a ViT)."
+            )
         return self.data.batches(self.config.run.seed, optim.batch_size, micro, world, start)
 
     def loss(self, model: nn.Module, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -37,7 +37,7 @@ class DrawConfig(Config):
     """Picture k of prompt i gets a seed made of this, i and k."""
     steps: int = Field(default=24, ge=1)
     """Denoising steps of the decoder."""
-    cond_scale: float = 2.0
+    cond_scale: float = 1.5
     """Guidance of the decoder; 1.0 switches it off."""
     sampler: SamplerName = "dpmpp_2m"
     """Sampler of the decoder."""

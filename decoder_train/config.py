@@ -30,6 +30,8 @@ class DecoderModelConfig(Config):
     """Start from weights of another CLIP: right where this one was fine-tuned from it, wrong otherwise."""
     scratch: dict[str, Any] | None = None
     """A DecoderSpec (its embedding sizes are taken from the embeddings): train from random weights."""
+    sketch_steps: int = Field(default=0, ge=0)
+    """Steps at the start that train the sketch alone, each at about a fifth of the cost of a whole one."""
     image_cond_drop_prob: float = Field(default=0.1, ge=0, lt=1)
     """Share of samples whose image embedding is dropped."""
     text_cond_drop_prob: float = Field(default=0.1, ge=0, lt=1)

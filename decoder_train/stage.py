@@ -35,6 +35,11 @@ class DecoderStage:
         self.config = config
         self.parents = embeddings_parents(config.data.embeddings)
         self._model = self._starting_model()
+        if config.model.sketch_steps and self._model.sketch is None:
+            raise ConfigError(
+                f"model.sketch_steps: found {config.model.sketch_steps}, expected 0 for a decoder "
+                "without a sketch; set it to 0 or model.scratch.sketch_regions above 0."
+            )
         side_px, data = self._model.spec.side_px, config.data
         self.train = DecoderData(data.shards, data.embeddings, "train", side_px)
         self.val = DecoderData(data.shards, data.embeddings, "val", side_px)
@@ -88,17 +93,25 @@ class DecoderStage:
         text_keep = kept & batch.draw.keep(4, settings.text_cond_drop_prob)
         # spread over each draw chunk, so that a batch sees all timesteps alike
         t = stratified(batch.draw, self._model.spec.timesteps)
-        return self._error(model, batch, t, image_keep, text_keep).mean(), {}
+        sketch_alone = batch.draw.step < settings.sketch_steps
+        return self._error(model, batch, t, image_keep, text_keep, sketch_alone).mean(), {}
 
     def _error(
-        self, model: nn.Module, batch: DecoderBatch, t: Tensor, image_keep: Tensor, text_keep: Tensor
+        self,
+        model: nn.Module,
+        batch: DecoderBatch,
+        t: Tensor,
+        image_keep: Tensor,
+        text_keep: Tensor,
+        sketch_alone: bool = False,
     ) -> Tensor:
         spec, schedule = self._model.spec, self._model.noise_schedule
         x_start = batch.images * 2 - 1
         noise = batch.draw.normal(2, *x_start.shape[1:])
         x_t = add_noise(schedule, x_start, noise, t)
         text = None if spec.text_width is None else batch.text_encodings
-        predicted = model(x_t, t, batch.image_embed, text, image_keep, text_keep)
+        told = (batch.image_embed, text, image_keep, text_keep)
+        predicted = model(x_t, t, *told, sketch_alone=True) if sketch_alone else model(x_t, t, *told)
         wanted = target(spec.prediction, x_start, noise, schedule.alpha(t, 4), schedule.sigma(t, 4))
         error = (predicted - wanted).square().mean(dim=(1, 2, 3))
         weight = loss_weight(spec.prediction, schedule.log_snr(t), self.config.model.min_snr_gamma)

@@ -15,7 +15,16 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
-from demo.heraldry import COLOURS, Layout, Lettering, Specification, draw, random_specification
+from demo.heraldry import (
+    CHARGES,
+    COLOURS,
+    Layout,
+    Lettering,
+    Specification,
+    draw,
+    is_held_out,
+    random_specification,
+)
 from demo.wording import Inscription, club_caption, pick, plain_caption
 
 _PLAIN_STREAM: Final = 1
@@ -24,6 +33,14 @@ _CENTRED_STREAM: Final = 3
 
 CHARGE_ALONE_SHARE: Final = 0.05
 SHAPE_ALONE_SHARE: Final = 0.05
+CHARGE_READING_SHARE: Final = 0.2
+"""Charges alone in CLIP's world, large and small."""
+POPULAR_SHARE: Final = 0.4
+"""Crests of CLIP's world in a popular shape and scheme, which differ in the charge alone; without them a
+batch is told apart by its colours."""
+POPULAR_SHAPES: Final = ("shield", "circle")
+POPULAR_SCHEMES: Final = (("navy", "white"), ("red", "white"), ("black", "gold"), ("white", "blue"))
+"""Field and charge."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +85,29 @@ def _captions(rng: np.random.Generator, spec: Specification, count: int, **shown
     return tuple(found)
 
 
+def _popular(rng: np.random.Generator) -> Specification:
+    while True:
+        field_colour, charge_colour = pick(rng, POPULAR_SCHEMES)
+        spec = Specification(
+            shape=pick(rng, POPULAR_SHAPES),
+            field="plain",
+            field_colour=field_colour,
+            second_colour=None,
+            charge=pick(rng, CHARGES),
+            charge_colour=charge_colour,
+        )
+        if not is_held_out(spec):
+            return spec
+
+
 def plain_logo(seed: int, index: int, side_px: int = 64) -> PlainLogo:
     """The logo at this place of the endless plain world of this seed."""
     rng = np.random.default_rng([seed, _PLAIN_STREAM, index])
     spec = random_specification(rng)
     part = rng.random()
-    if part < CHARGE_ALONE_SHARE:
+    if part > 1 - POPULAR_SHARE:
+        spec = _popular(rng)
+    if part < CHARGE_READING_SHARE:
         while spec.charge_colour == "white":
             spec = random_specification(rng)
         size = rng.uniform(0.35, 0.85)
@@ -83,7 +117,7 @@ def plain_logo(seed: int, index: int, side_px: int = 64) -> PlainLogo:
         image = draw(spec, layout, side_px, show_shape=False)
         return PlainLogo(index, image, _captions(rng, spec, 2, show_shape=False), None)
     layout = _layout(rng, spec, (0.55, 0.9), (0.8, 1.25))
-    if part < CHARGE_ALONE_SHARE + SHAPE_ALONE_SHARE:
+    if part < CHARGE_READING_SHARE + SHAPE_ALONE_SHARE:
         image = draw(spec, layout, side_px, show_charge=False)
         return PlainLogo(index, image, _captions(rng, spec, 2, show_charge=False), None)
     return PlainLogo(index, draw(spec, layout, side_px), _captions(rng, spec, 3), spec)

@@ -226,4 +226,7 @@ def p_text(p: float | None) -> str:
     """A p-value in words that never claim zero."""
     if p is None:
         return "no test"
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    if p < 0.001:
+        return "p < 0.001"
+    rounded = f"{p:.3f}"
+    return f"p = {p:.4f}" if rounded == "0.050" else f"p = {rounded}"  # which side of 0.05 must stay visible

@@ -39,7 +39,8 @@ def dpmpp_2m(denoise: Denoiser, noise: Tensor, schedule: NoiseSchedule, steps: i
     """DPM-Solver++ (2M): second order, one evaluation a step.
 
     Source: Lu et al. 2022 (arXiv 2211.01095), algorithm 2; lambda = log(alpha/sigma), h = lambda_t -
-    lambda_s. The first and the last step are of first order, the latter because lambda is infinite at x_0.
+    lambda_s. The first and the last two steps are of first order: lambda leaps on the way to t = 0, where a
+    line through two points foretells nothing, and is infinite at x_0.
     """
     x = noise
     times = spaced_timesteps(schedule.timesteps, steps)
@@ -53,7 +54,7 @@ def dpmpp_2m(denoise: Denoiser, noise: Tensor, schedule: NoiseSchedule, steps: i
         following = torch.full_like(t, times[index + 1])
         h = ((schedule.log_snr(following) - schedule.log_snr(t)) / 2).view(-1, *([1] * (x.ndim - 1)))
         direction = x_start
-        if before is not None and h_before is not None:
+        if before is not None and h_before is not None and index < len(times) - 2:
             r = h_before / h
             direction = (1 + 1 / (2 * r)) * x_start - 1 / (2 * r) * before
         ratio = schedule.sigma(following, x.ndim) / schedule.sigma(t, x.ndim)

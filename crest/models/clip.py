@@ -80,6 +80,23 @@ class ClipModel(nn.Module):
                 )
         self.register_buffer("mean", torch.tensor(spec.image_mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.image_std).view(1, 3, 1, 1), persistent=False)
+        self.keeps_statistics = False
+        """Whether batch norms use the statistics that came with the weights, in training too: those of a part
+        of the batch (a chunk, a process's share) would make its embeddings depend on how it was parted."""
+
+    @property
+    def has_batch_norm(self) -> bool:
+        """True for the ResNets."""
+        return any(isinstance(module, nn.BatchNorm2d) for module in self.modules())
+
+    def train(self, mode: bool = True) -> ClipModel:
+        """Training mode, in which `keeps_statistics` spares the batch norms."""
+        super().train(mode)
+        if self.keeps_statistics:
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return self
 
     @property
     def side_px(self) -> int:

@@ -25,6 +25,7 @@ from crest.diffusion.prediction import to_x_start
 from crest.diffusion.sampling import SAMPLERS
 from crest.errors import ConfigError
 from crest.models.fast import UnetConditions, unet_conditions, unet_forward
+from crest.models.sketch import Sketch
 
 KIND = "decoder"
 
@@ -64,8 +65,8 @@ class DecoderSpec(Config):
     """Side of the pixel blocks that are folded into channels before the U-Net and unfolded after it."""
     coordinate_bands: int = Field(default=0, ge=0)
     """Octaves of each pixel's place shown to the network as sine and cosine; 0 shows none."""
-    sketch_channels: int = Field(default=0, ge=0)
-    """Channels of a sketch that a small generator makes of the conditions, shown beside x_t; 0 makes none."""
+    sketch_regions: int = Field(default=0, ge=0)
+    """Regions of a sketch made of the conditions, which the U-Net is shown and corrects; 0 makes none."""
     timesteps: int = 1000
     """T of the noise schedule."""
     noise_schedule: ScheduleName = "cosine"
@@ -82,48 +83,7 @@ class Conditions:
 
     unet: UnetConditions
     sketch: Tensor | None
-    """(B, C, side/patch, side/patch), shown beside x_t"""
-
-
-class Sketch(nn.Module):
-    """The conditions, spread over the picture as a few flat regions.
-
-    A U-Net takes an embedding in by scaling whole channels and by a few tokens at its inner levels; what
-    stands where it must make of that anew at each timestep. This generator lays it out once per picture: soft
-    masks that share the picture out among regions, and a value for each region, so that what is drawn and in
-    which colour are learned apart. A small U-Net on a small budget has only to finish it.
-
-    Args:
-        width: numbers in the conditions.
-        channels: of the sketch.
-        side: of the sketch, a multiple of 4.
-    """
-
-    HIDDEN = 512
-    BASE = 32
-    REGIONS = 12
-
-    def __init__(self, width: int, channels: int, side: int) -> None:
-        super().__init__()
-        self.side, self.channels = side // 4, channels
-        self.read = nn.Sequential(nn.Linear(width, self.HIDDEN), nn.SiLU())
-        self.lay_out = nn.Sequential(nn.Linear(self.HIDDEN, self.BASE * self.side**2), nn.SiLU())
-        self.values = nn.Linear(self.HIDDEN, self.REGIONS * channels)
-        self.finer = nn.Sequential(
-            nn.Upsample(scale_factor=2),
-            nn.Conv2d(self.BASE, self.BASE, 3, padding=1),
-            nn.SiLU(),
-            nn.Upsample(scale_factor=2),
-            nn.Conv2d(self.BASE, self.REGIONS, 3, padding=1),
-        )
-
-    def forward(self, told: Tensor) -> Tensor:
-        """(B, width) to (B, channels, side, side)."""
-        b, hidden = len(told), self.read(told)
-        rows = self.lay_out(hidden).view(b, self.BASE, self.side, self.side)
-        masks = self.finer(rows.contiguous(memory_format=torch.channels_last)).float().softmax(dim=1)
-        values = self.values(hidden).view(b, self.REGIONS, self.channels)
-        return torch.einsum("brhw,brc->bchw", masks.to(values.dtype), values)
+    """(B, 3, side, side), about [-1, 1]"""
 
 
 class Decoder(nn.Module):
@@ -140,7 +100,7 @@ class Decoder(nn.Module):
             image_embed_dim=spec.image_embed_dim,
             text_embed_dim=spec.text_width,
             cond_dim=spec.cond_dim,
-            channels=3 * spec.patch_px**2 + 4 * spec.coordinate_bands + spec.sketch_channels,
+            channels=(6 if spec.sketch_regions else 3) * spec.patch_px**2 + 4 * spec.coordinate_bands,
             channels_out=3 * spec.patch_px**2,
             num_resnet_blocks=spec.num_resnet_blocks,
             self_attn=spec.self_attn,
@@ -159,9 +119,10 @@ class Decoder(nn.Module):
         places = _places(spec.side_px // spec.patch_px, spec.coordinate_bands)
         self.register_buffer("places", places, persistent=False)
         self.sketch: Sketch | None = None
-        if spec.sketch_channels:
-            told = spec.image_embed_dim + (spec.text_width or 0)
-            self.sketch = Sketch(told, spec.sketch_channels, spec.side_px // spec.patch_px)
+        if spec.sketch_regions:
+            self.sketch = Sketch(
+                spec.image_embed_dim, spec.text_width, spec.max_text_len, spec.sketch_regions, spec.side_px
+            )
 
     def conditions(
         self, image_embed: Tensor, text_encodings: Tensor | None, image_keep: Tensor, text_keep: Tensor
@@ -169,15 +130,27 @@ class Decoder(nn.Module):
         """What does not depend on the timestep, computed once per picture."""
         # a unit vector of D numbers has entries of 1/sqrt(D): bring them to the scale of the other tokens
         image_embed = image_embed * self.spec.image_embed_dim**0.5
-        conditions = unet_conditions(self.unet, image_embed, text_encodings, image_keep, text_keep)
-        if self.sketch is None:
-            return Conditions(conditions, None)
-        told = [image_embed * image_keep[:, None]]
-        if self.spec.text_width is not None and text_encodings is not None:
-            inside = torch.any(text_encodings != 0, dim=-1, keepdim=True)
-            words = text_encodings.sum(dim=1) / inside.sum(dim=1).clamp(min=1)
-            told.append(words * text_keep[:, None])
-        return Conditions(conditions, self.sketch(torch.cat(told, dim=1)))
+        told = (
+            image_embed,
+            text_encodings if self.spec.text_width is not None else None,
+            image_keep,
+            text_keep,
+        )
+        return Conditions(
+            unet_conditions(self.unet, *told), None if self.sketch is None else self.sketch(*told)
+        )
+
+    def sketched(
+        self, image_embed: Tensor, text_encodings: Tensor | None, image_keep: Tensor, text_keep: Tensor
+    ) -> Tensor:
+        """The sketch alone (B, 3, H, W), for steps that train nothing else."""
+        assert self.sketch is not None
+        image_embed = image_embed * self.spec.image_embed_dim**0.5
+        text = text_encodings if self.spec.text_width is not None else None
+        sketch: Tensor = self.sketch(image_embed, text, image_keep, text_keep)
+        # several processes wait for a gradient of every weight: the U-Net's is zero
+        unused = [weight.sum() for weight in self.unet.parameters() if weight.requires_grad]
+        return sketch + 0 * torch.stack(unused).sum()
 
     def predict(self, x_t: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
         """The network's prediction (B, 3, H, W), float32, of the kind that the spec names."""
@@ -185,9 +158,10 @@ class Decoder(nn.Module):
         if self.spec.coordinate_bands:
             shown.append(self.places.to(x_t.dtype).expand(len(x_t), -1, -1, -1))
         if conditions.sketch is not None:
-            shown.append(conditions.sketch.to(x_t.dtype))
+            shown.append(F.pixel_unshuffle(conditions.sketch.to(x_t.dtype), self.spec.patch_px))
         predicted = unet_forward(self.unet, torch.cat(shown, dim=1), t, conditions.unet)
-        return F.pixel_shuffle(predicted.float(), self.spec.patch_px)
+        predicted = F.pixel_shuffle(predicted.float(), self.spec.patch_px)
+        return predicted if conditions.sketch is None else predicted + conditions.sketch
 
     def forward(
         self,
@@ -197,8 +171,12 @@ class Decoder(nn.Module):
         text_encodings: Tensor | None,
         image_keep: Tensor,
         text_keep: Tensor,
+        *,
+        sketch_alone: bool = False,
     ) -> Tensor:
         """The training pass: noised pictures [-1, 1] (B, 3, H, W) at timesteps t (B,) to a prediction."""
+        if sketch_alone:
+            return self.sketched(image_embed, text_encodings, image_keep, text_keep)
         return self.predict(x_t, t, self.conditions(image_embed, text_encodings, image_keep, text_keep))
 
 
@@ -231,10 +209,15 @@ def _refuse_misfits(spec: DecoderSpec) -> None:
         raise ConfigError(
             f"model.scratch.dim: found {spec.dim}, expected a multiple of 8, the groups of a norm; change it."
         )
-    if spec.sketch_channels and spec.side_px % (4 * spec.patch_px):
+    if spec.sketch_regions and spec.side_px % 8:
         raise ConfigError(
-            f"model.scratch.side_px: found {spec.side_px}, expected a multiple of {4 * spec.patch_px} for a "
-            "sketch; change it or set sketch_channels to 0."
+            f"model.scratch.side_px: found {spec.side_px}, expected a multiple of 8 for a sketch; change it "
+            "or set sketch_regions to 0."
+        )
+    if spec.sketch_regions and spec.prediction != "x_start":
+        raise ConfigError(
+            f'model.scratch.prediction: found "{spec.prediction}", expected "x_start" with a sketch, which '
+            "is a guess at x_0; change it or set sketch_regions to 0."
         )
     # the library takes equal widths for "nothing to project" and then has one token, not four
     if spec.cond_dim == spec.image_embed_dim:

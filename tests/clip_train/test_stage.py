@@ -1,5 +1,6 @@
 """CLIP's stage: what it may start from, and a loss that knows equal captions."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,11 @@ from clip_train.config import ClipTrainConfig
 from clip_train.data import ClipBatch
 from clip_train.stage import ClipStage
 from crest.errors import ConfigError, DataError, WeightsError
+from crest.models.clip import ClipModel
 from crest.shards import write_shards
+from crest.world import World
+
+ALONE = World(0, 1, torch.device("cpu"), "fp32", None)  # type: ignore[arg-type]
 
 
 def stage(tiny_world: Any, tmp_path: Path, **changes: Any) -> ClipStage:
@@ -95,3 +100,38 @@ def test_pictures_of_an_equal_caption_are_positives_of_each_other(tiny_world: An
     assert loss_of(clip_stage, [0, 1, 2, 3]) == pytest.approx(0.0, abs=1e-6)
     # rows 0 and 1 want half their weight on each other, where this model puts none: log-probability -50
     assert loss_of(clip_stage, [0, 0, 2, 3]) == pytest.approx(0.5 * 0.5 * 50, rel=1e-3)
+
+
+def resnet(tiny_world: Any, tmp_path: Path) -> dict[str, Any]:
+    spec: dict[str, Any] = json.loads(
+        json.dumps(tiny_world.config("clip_train", tmp_path)["model"]["scratch"])
+    )
+    spec["custom"]["vision_cfg"] = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 8}
+    return spec
+
+
+def test_batch_norm_is_not_trained_from_nothing_on_parts_of_a_batch(tiny_world: Any, tmp_path: Path) -> None:
+    parted = {"model__scratch": resnet(tiny_world, tmp_path), "optim__device_batch_size": 2}
+    with pytest.raises(ConfigError, match=r"model\.scratch: has batch norm, with statistics of 2 of a batch"):
+        stage(tiny_world, tmp_path, **parted).batches("train", ALONE, 0)
+
+
+def test_a_fine_tuned_resnet_keeps_its_statistics_and_may_see_a_batch_in_parts(
+    tiny_world: Any, tmp_path: Path, command: Callable[..., int]
+) -> None:
+    scratch = tiny_world.config("clip_train", tmp_path / "first", model__scratch=resnet(tiny_world, tmp_path))
+    assert command("clip_train", scratch, tmp_path) == 0
+    fine = stage(tiny_world, tmp_path, model__scratch=None, model__start=str(tmp_path / "first"))
+    model = fine.model().train()
+    assert isinstance(model, ClipModel)
+    batch = next(iter(fine.batches("train", ALONE, 0)))
+    before = {name: value.clone() for name, value in model.named_buffers()}
+    gradients = []
+    for chunk in (len(batch.images), 2):
+        model.zero_grad()
+        fine.loss(model, dataclasses.replace(batch, chunk=chunk))[0].backward()
+        gradients.append({name: weight.grad for name, weight in model.named_parameters()})
+    for name, whole in gradients[0].items():
+        assert whole is not None
+        assert torch.allclose(whole, gradients[1][name], atol=1e-5), name  # type: ignore[arg-type]
+    assert all(torch.equal(before[name], value) for name, value in model.named_buffers())

@@ -87,6 +87,27 @@ def test_text_may_be_left_out(tiny_world: Any, tmp_path: Path) -> None:
     assert decoder_stage.preview(decoder_stage.model())["true_then_drawn"].shape == (16, 3, 16, 16)
 
 
+def test_the_first_steps_may_train_the_sketch_alone(tiny_world: Any, tmp_path: Path) -> None:
+    scratch = {**tiny_world.config("decoder_train", tmp_path)["model"]["scratch"]}
+    scratch |= {"sketch_regions": 4, "prediction": "x_start"}
+    decoder_stage = stage(tiny_world, tmp_path, model__scratch=scratch, model__sketch_steps=2)
+    decoder = decoder_stage.model().train()
+    world = open_world("cpu", "fp32")
+    for start, learns in ((1, {"sketch"}), (2, {"sketch", "unet"})):
+        decoder.zero_grad()
+        batch = next(decoder_stage.batches("train", world, start))
+        loss, _ = decoder_stage.loss(decoder, batch)
+        loss.backward()
+        gradients = {name: weight.grad for name, weight in decoder.named_parameters() if weight.requires_grad}
+        assert all(gradient is not None for gradient in gradients.values())  # processes wait for each
+        assert {name.split(".")[0] for name, gradient in gradients.items() if gradient.any()} == learns
+
+
+def test_sketch_steps_need_a_sketch(tiny_world: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model\.sketch_steps: found 9, expected 0 for a decoder without"):
+        stage(tiny_world, tmp_path, model__sketch_steps=9)
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "says"),
     [

@@ -16,6 +16,7 @@ from eval.statistics import (
     mean_interval,
     needed_prompts,
     normal_interval,
+    p_text,
     sign_flip_p,
     span,
     verdict,
@@ -149,6 +150,12 @@ def test_verdict_says_better_worse_or_that_nothing_could_be_shown() -> None:
     assert none.startswith("No difference could be shown between tuned and stock")
     assert none.endswith(f"; n = {needed} prompts would be needed to show one of this size.")
     assert "the two means are equal" in verdict("X", "a", "b", (1, 1), comparison(0.0, 1.0, spread=0.0))
+
+
+def test_p_shows_on_which_side_of_five_percent_it_lies() -> None:
+    assert [p_text(p) for p in (None, 0.0004, 0.0123, 0.0497, 0.0502, 0.2)] == [
+        "no test", "p < 0.001", "p = 0.012", "p = 0.0497", "p = 0.0502", "p = 0.200",
+    ]  # fmt: skip
 
 
 def test_numbers_are_written_with_three_digits() -> None:

@@ -22,7 +22,14 @@ SPEC: dict[str, Any] = {
     "cond_dim": 20, "self_attn": [False, True], "attn_heads": 2, "attn_dim_head": 8, "timesteps": 50,
 }  # fmt: skip
 SHAPES: dict[str, dict[str, Any]] = {
-    "as shipped": {"patch_px": 2, "coordinate_bands": 2, "log_snr_shift": -1.0, "sketch_channels": 4},
+    "as shipped": {
+        "patch_px": 2,
+        "coordinate_bands": 2,
+        "log_snr_shift": -1.0,
+        "prediction": "x_start",
+        "sketch_regions": 4,
+    },
+    "sketched without text": {"text_width": None, "prediction": "x_start", "sketch_regions": 4},
     "plain": {},
     "without text": {"text_width": None},
     "epsilon": {"prediction": "epsilon", "memory_efficient": False},
@@ -124,7 +131,7 @@ def test_each_condition_is_seen_until_it_is_dropped() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "prediction"), [("plain", "epsilon"), ("without text", "x_start"), ("as shipped", "v")]
+    ("shape", "prediction"), [("plain", "epsilon"), ("without text", "x_start"), ("as shipped", "x_start")]
 )
 def test_the_loss_falls_on_one_batch(shape: str, prediction: Prediction) -> None:
     decoder = decoder_of(**{**SHAPES[shape], "prediction": prediction}).train()
@@ -172,9 +179,10 @@ def test_weights_travel_with_their_spec(tmp_path: Path) -> None:
         ({"side_px": 18}, r"side_px: found 18, expected a multiple of 4"),
         ({"patch_px": 3, "side_px": 16}, r"side_px: found 16, expected a multiple of 12"),
         (
-            {"side_px": 18, "patch_px": 1, "dim_mults": [1], "self_attn": [True], "sketch_channels": 4},
-            "side_px: found 18, expected a multiple of 4 for a",
+            {"side_px": 18, "patch_px": 1, "dim_mults": [1], "self_attn": [True], "sketch_regions": 4},
+            "side_px: found 18, expected a multiple of 8 for a sketch",
         ),
+        ({"sketch_regions": 4}, r'prediction: found "v", expected "x_start" with a sketch'),
         ({"dim": 12}, r"dim: found 12, expected a multiple of 8"),
     ],
 )
