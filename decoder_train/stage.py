@@ -35,6 +35,8 @@ class DecoderStage:
         self.config = config
         self.parents = embeddings_parents(config.data.embeddings)
         self._model = self._starting_model()
+        if config.model.sketch_moves:
+            self._model.let_sketch_move()
         if config.model.sketch_steps and self._model.sketch is None:
             raise ConfigError(
                 f"model.sketch_steps: found {config.model.sketch_steps}, expected 0 for a decoder "

@@ -67,6 +67,8 @@ class DecoderSpec(Config):
     """Octaves of each pixel's place shown to the network as sine and cosine; 0 shows none."""
     sketch_regions: int = Field(default=0, ge=0)
     """Regions of a sketch made of the conditions, which the U-Net is shown and corrects; 0 makes none."""
+    sketch_moves: bool = False
+    """Whether the sketch can shift and stretch what it laid out, so that it is soon drawn elsewhere."""
     timesteps: int = 1000
     """T of the noise schedule."""
     noise_schedule: ScheduleName = "cosine"
@@ -121,8 +123,27 @@ class Decoder(nn.Module):
         self.sketch: Sketch | None = None
         if spec.sketch_regions:
             self.sketch = Sketch(
-                spec.image_embed_dim, spec.text_width, spec.max_text_len, spec.sketch_regions, spec.side_px
+                spec.image_embed_dim,
+                spec.text_width,
+                spec.max_text_len,
+                spec.sketch_regions,
+                spec.side_px,
+                spec.sketch_moves,
             )
+
+    def let_sketch_move(self) -> None:
+        """Add to trained weights what `sketch_moves` has from the start.
+
+        Raises:
+            ConfigError: there is no sketch.
+        """
+        if self.sketch is None:
+            raise ConfigError(
+                "model.sketch_moves: found true for a decoder without a sketch, expected false; change it."
+            )
+        if not self.spec.sketch_moves:
+            self.sketch.let_move()
+            self.spec = self.spec.model_copy(update={"sketch_moves": True})
 
     def conditions(
         self, image_embed: Tensor, text_encodings: Tensor | None, image_keep: Tensor, text_keep: Tensor

@@ -10,6 +10,7 @@ one colour a region, so that what is drawn and in which colours are learned apar
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -22,6 +23,7 @@ class Sketch(nn.Module):
         max_text_len: tokens of text that it looks at.
         regions: masks that share the picture out.
         side_px: of the picture, a multiple of 8.
+        moves: whether it learns to shift and stretch what it laid out (`let_move`).
     """
 
     WIDTH = 128
@@ -32,7 +34,13 @@ class Sketch(nn.Module):
     BASE = 48
 
     def __init__(
-        self, image_embed_dim: int, text_width: int | None, max_text_len: int, regions: int, side_px: int
+        self,
+        image_embed_dim: int,
+        text_width: int | None,
+        max_text_len: int,
+        regions: int,
+        side_px: int,
+        moves: bool,
     ) -> None:
         super().__init__()
         self.side, self.regions, self.max_text_len = side_px // 8, regions, max_text_len
@@ -63,6 +71,15 @@ class Sketch(nn.Module):
             nn.Upsample(scale_factor=2),
             nn.Conv2d(self.BASE, regions, 3, padding=1),
         ).to(memory_format=torch.channels_last)
+        self.place: nn.Linear | None = None
+        if moves:
+            self.let_move()
+
+    def let_move(self) -> None:
+        """Learn where the picture stands apart from what it is: nothing moves until this has learned."""
+        self.place = nn.Linear(self.HIDDEN, 4)
+        nn.init.zeros_(self.place.weight)
+        nn.init.zeros_(self.place.bias)
 
     def forward(
         self, image_embed: Tensor, text_encodings: Tensor | None, image_keep: Tensor, text_keep: Tensor
@@ -93,6 +110,17 @@ class Sketch(nn.Module):
         seen = self.norm(x[:, : self.READERS]).flatten(1)
         read = self.read(torch.cat((seen, *(part.to(seen.dtype) for part in told)), dim=1))
         laid_out = self.lay_out(read).view(b, self.BASE, self.side, self.side)
-        masks = self.masks(laid_out.contiguous(memory_format=torch.channels_last)).float().softmax(dim=1)
+        masks = self.masks(laid_out.contiguous(memory_format=torch.channels_last)).float()
+        if self.place is not None:
+            masks = _placed(masks, self.place(read).float())
+        masks = masks.softmax(dim=1)
         colours = self.colours(read).float().view(b, self.regions, 3)
         return torch.einsum("brhw,brc->bchw", masks, colours)
+
+
+def _placed(masks: Tensor, place: Tensor) -> Tensor:
+    """Masks (B, R, side, side), stretched and shifted by (B, 4): log scales, then shifts in half sides."""
+    scale, shift = (-place[:, :2]).exp(), -place[:, 2:]
+    affine = torch.cat((torch.diag_embed(scale), (scale * shift)[:, :, None]), dim=2)
+    grid = F.affine_grid(affine, list(masks.shape), align_corners=False)
+    return F.grid_sample(masks, grid, padding_mode="border", align_corners=False)

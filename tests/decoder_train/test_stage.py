@@ -1,6 +1,7 @@
 """The decoder's stage: timesteps spread evenly, conditions dropped apart and together, its own CLIP only."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from crest.errors import ConfigError, WeightsError
+from crest.models.decoder import load_decoder
 from crest.world import Draw, open_world
 from decoder_train.config import DecoderTrainConfig
 from decoder_train.data import DecoderBatch
@@ -101,6 +103,32 @@ def test_the_first_steps_may_train_the_sketch_alone(tiny_world: Any, tmp_path: P
         gradients = {name: weight.grad for name, weight in decoder.named_parameters() if weight.requires_grad}
         assert all(gradient is not None for gradient in gradients.values())  # processes wait for each
         assert {name.split(".")[0] for name, gradient in gradients.items() if gradient.any()} == learns
+
+
+def test_a_sketch_learns_to_move_after_it_was_trained(
+    tiny_world: Any, tmp_path: Path, command: Callable[..., int]
+) -> None:
+    scratch = {**tiny_world.config("decoder_train", tmp_path)["model"]["scratch"]}
+    scratch |= {"sketch_regions": 4, "prediction": "x_start"}
+    first = tiny_world.config("decoder_train", tmp_path / "first", model__scratch=scratch)
+    assert command("decoder_train", first, tmp_path) == 0
+    start = {"model__scratch": None, "model__start": str(tmp_path / "first")}
+    still = stage(tiny_world, tmp_path, **start)
+    moving = stage(tiny_world, tmp_path, **start, model__sketch_moves=True)
+    world = open_world("cpu", "fp32")
+    assert moving.validate(moving.model(), world) == pytest.approx(still.validate(still.model(), world))
+    config = tiny_world.config("decoder_train", tmp_path / "second", **start, model__sketch_moves=True)
+    assert command("decoder_train", config, tmp_path) == 0
+    tuned = load_decoder(tmp_path / "second")[0]
+    assert tuned.spec.sketch_moves
+    assert tuned.sketch is not None
+    assert tuned.sketch.place is not None
+    assert tuned.sketch.place.bias.abs().max() > 0
+
+
+def test_moving_needs_a_sketch(tiny_world: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model\.sketch_moves: found true for a decoder without a sketch"):
+        stage(tiny_world, tmp_path, model__sketch_moves=True)
 
 
 def test_sketch_steps_need_a_sketch(tiny_world: Any, tmp_path: Path) -> None:
