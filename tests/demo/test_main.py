@@ -22,7 +22,7 @@ CHANGES = {
     "captioner": FEW_STEPS,
     "clip": FEW_STEPS,
     "prior": FEW_STEPS,
-    "decoder_64": [*FEW_STEPS, "model.preview_steps=2"],
+    "decoder_64": [*FEW_STEPS, "model.preview_steps=2", "model.sketch_steps=1"],
     "generate_stock": ["draw.steps=2", "draw.prior_steps=2"],
     "generate": ["draw.steps=2", "draw.prior_steps=2"],
     "eval": ["eval.bootstrap=99"],

@@ -53,6 +53,8 @@ def write_tiny_stock(folder: Path) -> Path:
         self_attn=(False, False),
         attn_heads=2,
         attn_dim_head=8,
+        sketch_regions=3,
+        prediction="x_start",
     )
     write("decoder_64", "decoder", Decoder(decoder), clip=clip)
     vocabulary = learn_vocabulary([logo.caption for logo in league_logos(0, 1, 8)], 320)
