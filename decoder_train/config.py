@@ -31,7 +31,7 @@ class DecoderModelConfig(Config):
     scratch: dict[str, Any] | None = None
     """A DecoderSpec (its embedding sizes are taken from the embeddings): train from random weights."""
     sketch_steps: int = Field(default=0, ge=0)
-    """Steps at the start that train the sketch alone, each at about a fifth of the cost of a whole one."""
+    """Steps at the start that train the sketch alone, each at about a third of the cost of a whole one."""
     sketch_moves: bool = False
     """Let the sketch shift and stretch what it lays out, for pictures that stand elsewhere than before."""
     image_cond_drop_prob: float = Field(default=0.1, ge=0, lt=1)

@@ -149,26 +149,22 @@ class Decoder(nn.Module):
         self, image_embed: Tensor, text_encodings: Tensor | None, image_keep: Tensor, text_keep: Tensor
     ) -> Conditions:
         """What does not depend on the timestep, computed once per picture."""
-        # a unit vector of D numbers has entries of 1/sqrt(D): bring them to the scale of the other tokens
-        image_embed = image_embed * self.spec.image_embed_dim**0.5
-        told = (
-            image_embed,
-            text_encodings if self.spec.text_width is not None else None,
-            image_keep,
-            text_keep,
-        )
+        told = (*self._scaled(image_embed, text_encodings), image_keep, text_keep)
         return Conditions(
             unet_conditions(self.unet, *told), None if self.sketch is None else self.sketch(*told)
         )
+
+    def _scaled(self, image_embed: Tensor, text_encodings: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        # a unit vector of D numbers has entries of 1/sqrt(D): bring them to the scale of the other tokens
+        scaled = image_embed * self.spec.image_embed_dim**0.5
+        return scaled, text_encodings if self.spec.text_width is not None else None
 
     def sketched(
         self, image_embed: Tensor, text_encodings: Tensor | None, image_keep: Tensor, text_keep: Tensor
     ) -> Tensor:
         """The sketch alone (B, 3, H, W), for steps that train nothing else."""
         assert self.sketch is not None
-        image_embed = image_embed * self.spec.image_embed_dim**0.5
-        text = text_encodings if self.spec.text_width is not None else None
-        sketch: Tensor = self.sketch(image_embed, text, image_keep, text_keep)
+        sketch: Tensor = self.sketch(*self._scaled(image_embed, text_encodings), image_keep, text_keep)
         # several processes wait for a gradient of every weight: the U-Net's is zero
         unused = [weight.sum() for weight in self.unet.parameters() if weight.requires_grad]
         return sketch + 0 * torch.stack(unused).sum()

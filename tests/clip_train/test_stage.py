@@ -15,9 +15,7 @@ from clip_train.stage import ClipStage
 from crest.errors import ConfigError, DataError, WeightsError
 from crest.models.clip import ClipModel
 from crest.shards import write_shards
-from crest.world import World
-
-ALONE = World(0, 1, torch.device("cpu"), "fp32", None)  # type: ignore[arg-type]
+from crest.world import open_world
 
 
 def stage(tiny_world: Any, tmp_path: Path, **changes: Any) -> ClipStage:
@@ -113,7 +111,7 @@ def resnet(tiny_world: Any, tmp_path: Path) -> dict[str, Any]:
 def test_batch_norm_is_not_trained_from_nothing_on_parts_of_a_batch(tiny_world: Any, tmp_path: Path) -> None:
     parted = {"model__scratch": resnet(tiny_world, tmp_path), "optim__device_batch_size": 2}
     with pytest.raises(ConfigError, match=r"model\.scratch: has batch norm, with statistics of 2 of a batch"):
-        stage(tiny_world, tmp_path, **parted).batches("train", ALONE, 0)
+        stage(tiny_world, tmp_path, **parted).batches("train", open_world("cpu", "fp32"), 0)
 
 
 def test_a_fine_tuned_resnet_keeps_its_statistics_and_may_see_a_batch_in_parts(
@@ -124,7 +122,7 @@ def test_a_fine_tuned_resnet_keeps_its_statistics_and_may_see_a_batch_in_parts(
     fine = stage(tiny_world, tmp_path, model__scratch=None, model__start=str(tmp_path / "first"))
     model = fine.model().train()
     assert isinstance(model, ClipModel)
-    batch = next(iter(fine.batches("train", ALONE, 0)))
+    batch = next(iter(fine.batches("train", open_world("cpu", "fp32"), 0)))
     before = {name: value.clone() for name, value in model.named_buffers()}
     gradients = []
     for chunk in (len(batch.images), 2):

@@ -89,9 +89,13 @@ def test_text_may_be_left_out(tiny_world: Any, tmp_path: Path) -> None:
     assert decoder_stage.preview(decoder_stage.model())["true_then_drawn"].shape == (16, 3, 16, 16)
 
 
+def sketching(tiny_world: Any, tmp_path: Path) -> dict[str, Any]:
+    scratch = tiny_world.config("decoder_train", tmp_path)["model"]["scratch"]
+    return {**scratch, "sketch_regions": 4, "prediction": "x_start"}
+
+
 def test_the_first_steps_may_train_the_sketch_alone(tiny_world: Any, tmp_path: Path) -> None:
-    scratch = {**tiny_world.config("decoder_train", tmp_path)["model"]["scratch"]}
-    scratch |= {"sketch_regions": 4, "prediction": "x_start"}
+    scratch = sketching(tiny_world, tmp_path)
     decoder_stage = stage(tiny_world, tmp_path, model__scratch=scratch, model__sketch_steps=2)
     decoder = decoder_stage.model().train()
     world = open_world("cpu", "fp32")
@@ -108,8 +112,7 @@ def test_the_first_steps_may_train_the_sketch_alone(tiny_world: Any, tmp_path: P
 def test_a_sketch_learns_to_move_after_it_was_trained(
     tiny_world: Any, tmp_path: Path, command: Callable[..., int]
 ) -> None:
-    scratch = {**tiny_world.config("decoder_train", tmp_path)["model"]["scratch"]}
-    scratch |= {"sketch_regions": 4, "prediction": "x_start"}
+    scratch = sketching(tiny_world, tmp_path)
     first = tiny_world.config("decoder_train", tmp_path / "first", model__scratch=scratch)
     assert command("decoder_train", first, tmp_path) == 0
     start = {"model__scratch": None, "model__start": str(tmp_path / "first")}

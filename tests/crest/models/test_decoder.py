@@ -111,8 +111,9 @@ def test_guidance_moves_from_the_unconditional_prediction(sampler: Any, cond_sca
     assert torch.allclose(drawn(decoder, sampler=sampler, cond_scale=cond_scale), expected, atol=1e-4)
 
 
-def test_each_condition_is_seen_until_it_is_dropped() -> None:
-    decoder, (image_embed, encodings) = decoder_of(), conditions()
+@pytest.mark.parametrize("shape", ["plain", "as shipped"])
+def test_each_condition_is_seen_until_it_is_dropped(shape: str) -> None:
+    decoder, (image_embed, encodings) = decoder_of(**SHAPES[shape]), conditions()
     x_t, t = torch.randn(B, 3, SIDE, SIDE), torch.full((B,), 20)
     yes, no = torch.ones(B, dtype=torch.bool), torch.zeros(B, dtype=torch.bool)
 
