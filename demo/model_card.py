@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 WORLD_OF = {
-    "clip": "crests anywhere and in many proportions, plain captions (`plain_logo`, seed 1, 48,000)",
-    "reference_clip": "club-like and plain crests of its own, (`reference_logo`, seed 2, 40,000)",
+    "clip": "crests anywhere and in many proportions, charges alone, popular schemes; plain captions "
+    "(`plain_logo`, seed 1, 48,000)",
+    "reference_clip": "club-like and plain crests of its own (`reference_logo`, seed 2, 40,000)",
     "captioner": "centred plain crests (`centred_logo`, seed 3, 48,000)",
     "prior": "the same, as embeddings of `clip`",
     "decoder_64": "the same, with embeddings of `clip`",
@@ -89,7 +90,9 @@ def _architecture(card: dict[str, Any]) -> str:
         return f"dalle2-pytorch prior network, {spec['depth']} x {spec['image_embed_dim']}"
     if card["kind"] == "decoder":
         levels = "-".join(str(mult * spec["dim"]) for mult in spec["dim_mults"])
-        return f"dalle2-pytorch U-Net, {spec['side_px']} px, {levels} channels, predicts {spec['prediction']}"
+        sketch = ", with a sketch" if spec["sketch_regions"] else ""
+        network = f"dalle2-pytorch U-Net, {spec['side_px']} px, {levels} channels{sketch}"
+        return f"{network}, predicts {spec['prediction']}"
     return f"ViT-GPT2, {spec['encoder_layers']} + {spec['decoder_layers']} x {spec['width']}"
 
 
