@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from crest.errors import ConfigError, CrestError
+from crest.interruption import listen
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 SamplerName = Literal["ddim", "dpmpp_2m"]
@@ -279,6 +280,7 @@ def _run(
 
 def guarded(work: Callable[[], None]) -> int:
     """Run `work`; turn the errors that a user can cause into one printed sentence and an exit status."""
+    listen()
     try:
         work()
         sys.stdout.flush()

@@ -23,6 +23,7 @@ from crest.checkpoint import CARD, WEIGHTS, State, export_weights, load_state, s
 from crest.config import OptimConfig, RunConfig
 from crest.ema import Ema
 from crest.errors import RunError
+from crest.interruption import heed
 from crest.learning_rate import learning_rate, set_learning_rate
 from crest.records import Split, read_json, write_json
 from crest.tracker import Tracker
@@ -110,6 +111,7 @@ def fit(
             _validate(stage, state, world, tracker, run)
         model.train()
         while state.step < run.steps:
+            heed()
             lr = learning_rate(state.step, run.steps, optim)
             set_learning_rate(optimizer, lr)
             figures = _train_step(

@@ -8,10 +8,12 @@ that is what makes data order a pure function of the seed.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import tarfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +36,8 @@ from crest.records import (
 )
 
 MADE_BY = "python -m scraper.pack (make shards)"
+ABANDONED_S = 600
+"""After so long without a byte, a half-decoded file has no writer any more."""
 
 
 @dataclass(frozen=True)
@@ -217,6 +221,7 @@ def _decode_split(
     folder: Path, split: Split, side_px: int, count: int, index_path: Path, pixel_path: Path
 ) -> None:
     index_path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(index_path.parent)
     # several processes may start at once: each writes its own part, the last rename wins with equal bytes
     part, index_part = (
         path.with_name(f"{path.name}.{os.getpid()}.part") for path in (pixel_path, index_path)
@@ -243,6 +248,14 @@ def _decode_split(
         part.unlink(missing_ok=True)
         index_part.unlink(missing_ok=True)
         raise
+
+
+def _sweep(cache: Path) -> None:
+    """Remove what killed processes had half decoded: a living one, here or elsewhere, writes all the time."""
+    for part in cache.glob("*.part"):
+        with contextlib.suppress(FileNotFoundError):  # another process sweeps too
+            if time.time() - part.stat().st_mtime > ABANDONED_S:
+                part.unlink()
 
 
 def png_bytes(picture: Any) -> bytes:

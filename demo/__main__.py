@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Final
 
 from crest.config import run_command
+from crest.interruption import heed
 from crest.records import read_json
 from demo.config import DemoConfig, load_step
 from demo.steps import STEPS, Journal, Plan, sources_of
@@ -48,6 +49,7 @@ def main(config: DemoConfig) -> None:
             number = STEPS.index(step) + 1
             print(f"[{number}/{len(STEPS)}] {step.name}: {step.does} …", flush=True)
             with journal.running(step, sources[step.name], since=started):
+                heed()
                 if step == plan.todo[0]:
                     _load_heavy_configs(config)  # a typo is told now, not after minutes of training
                 RUN[step.name](config, journal)

@@ -1,8 +1,10 @@
 """A config that is wrong anywhere ends in one sentence that names the setting and says what to do."""
 
+import contextlib
 import errno
 import json
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from pydantic import ValidationError
 from crest import config
 from crest.config import Config, FileConfig, OptimConfig, RunConfig
 from crest.errors import ConfigError, DataError
+from crest.interruption import heed
 
 
 class DataConfig(Config):
@@ -245,6 +248,23 @@ def test_our_mistakes_keep_their_traceback(toy: Path) -> None:
 def test_interruption_says_how_to_go_on(capsys: pytest.CaptureFixture[str], toy: Path) -> None:
     assert command(Spy(KeyboardInterrupt()), "--config", str(toy)) == 130
     assert "run the same command again to go on" in capsys.readouterr().err
+
+
+def test_an_interruption_that_a_library_swallows_is_heeded_at_the_next_step(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    steps = []
+
+    def work() -> None:
+        for step in range(3):
+            heed()
+            with contextlib.suppress(KeyboardInterrupt):
+                steps.append(step)
+                signal.raise_signal(signal.SIGINT)
+
+    assert config.guarded(work) == 130
+    assert steps == [0]
+    assert config.guarded(heed) == 0, "a later command starts anew"
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -225,6 +226,19 @@ def test_a_batch_larger_than_the_data_is_refused() -> None:
         DataError, match=r"optim\.batch_size: found 9, but the training split holds 8 samples"
     ):
         batch_numbers(0, 8, 9, 0)
+
+
+def test_what_a_killed_process_had_half_decoded_is_removed(
+    pack: Callable[..., Manifest], tmp_path: Path
+) -> None:
+    pack(4)
+    abandoned, living = (tmp_path / "data" / "pixels" / f"train-8-abc.u8.{pid}.part" for pid in (11, 12))
+    for part in (abandoned, living):
+        part.parent.mkdir(exist_ok=True)
+        part.write_bytes(b"half")
+    os.utime(abandoned, (0, 0))
+    open_pictures(tmp_path / "data" / "shards", "train", 16)
+    assert (abandoned.exists(), living.exists()) == (False, True)
 
 
 def test_the_index_beside_the_pixels_is_json(pack: Callable[..., Manifest], tmp_path: Path) -> None:
