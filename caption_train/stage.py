@@ -62,6 +62,10 @@ class CaptionStage:
         flat = logits.float().flatten(0, 1), batch.labels.flatten()
         return F.cross_entropy(*flat, ignore_index=-100, reduction="sum") / batch.tokens, {}
 
+    def resting(self, step: int) -> tuple[nn.Parameter, ...]:
+        """Nothing: all weights learn at every step."""
+        return ()
+
     @torch.no_grad()
     def validate(self, model: nn.Module, world: World) -> dict[str, float]:
         """Held-out loss, and how many of a description's colour words the captioner finds."""

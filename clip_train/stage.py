@@ -74,6 +74,10 @@ class ClipStage:
             "logit_scale": logit_scale.detach(),
         }
 
+    def resting(self, step: int) -> tuple[nn.Parameter, ...]:
+        """Nothing: all weights learn at every step."""
+        return ()
+
     @torch.no_grad()
     def validate(self, model: nn.Module, world: World) -> dict[str, float]:
         """Retrieval on the held-out split, both ways."""

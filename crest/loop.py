@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -36,7 +36,7 @@ WATCHED = frozenset(("run.dir", "run.log_every", "run.preview_every", "run.save_
 
 
 class Stage(Protocol[Batch]):
-    """What learns, from what, by which measure: five answers and the card that travels with the weights."""
+    """What learns, from what, by which measure: six answers and the card that travels with the weights."""
 
     best_by: str
     """the validation figure that `best.safetensors` keeps; a name ending in "loss" is better when lower"""
@@ -51,6 +51,10 @@ class Stage(Protocol[Batch]):
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """What it minimises, with figures to log; all of them scalars."""
+        ...
+
+    def resting(self, step: int) -> Iterable[nn.Parameter]:
+        """What this step leaves as it is, even where several processes had to give it a gradient of zero."""
         ...
 
     def validate(self, model: nn.Module, world: World) -> dict[str, float]:
@@ -219,6 +223,8 @@ def _train_step(
                 )
             _refuse_non_finite(loss, run, step, world)
             world.backward(loss / accumulation)
+    for weight in stage.resting(step):
+        weight.grad = None
     sums["grad_norm"] = world.accelerator.clip_grad_norm_(model.parameters(), optim.clip_grad_norm).detach()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

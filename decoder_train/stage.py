@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -97,6 +97,10 @@ class DecoderStage:
         t = stratified(batch.draw, self._model.spec.timesteps)
         sketch_alone = batch.draw.step < settings.sketch_steps
         return self._error(model, batch, t, image_keep, text_keep, sketch_alone).mean(), {}
+
+    def resting(self, step: int) -> Iterable[nn.Parameter]:
+        """The U-Net, while the sketch learns alone."""
+        return self._model.unet.parameters() if step < self.config.model.sketch_steps else ()
 
     def _error(
         self,

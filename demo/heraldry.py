@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from crest.colours import COLOUR_WORDS, RGB
 from crest.colours import COLOURS as NAMED_COLOURS
 from demo.charges import DRAWN_BY, Polygon, arc, charge_mask
+from demo.polygons import clip, inset
 
 SHAPES: Final = ("shield", "circle", "diamond", "hexagon", "square", "pennant")
 FIELDS: Final = ("plain", "halves", "stripes", "chevrons", "quarters")
@@ -75,6 +76,16 @@ class Lettering:
 
 
 @dataclass(frozen=True)
+class Bar:
+    """A thick line across the picture, centred."""
+
+    colour: str
+    top: float
+    bottom: float
+    width: float
+
+
+@dataclass(frozen=True)
 class Layout:
     """Where a crest sits in the unit square, and how it is dressed."""
 
@@ -94,6 +105,8 @@ class Layout:
     """A thin line inside the outline."""
     trim_width: float = 0.016
     lettering: Lettering | None = None
+    bar: Bar | None = None
+    """Drawn by `draw` alone; a specification's regions do not know it."""
 
 
 def is_held_out(spec: Specification) -> bool:
@@ -163,34 +176,6 @@ _HEART_OF: Final = {"shield": (0.0, -0.14), "pennant": (-0.4, 0.0)}
 
 _CHARGE_ROOM: Final = {"diamond": 0.88, "pennant": 0.88, "square": 1.06}
 """How much of the layout's charge scale a shape has room for."""
-
-
-def inset(polygon: Polygon, distance: float) -> Polygon:
-    """Move every edge of a convex polygon (clockwise on screen) inwards."""
-    moved: Polygon = []
-    count = len(polygon)
-    for i, (x, y) in enumerate(polygon):
-        (px, py), (qx, qy) = polygon[i - 1], polygon[(i + 1) % count]
-        before, after = math.hypot(x - px, y - py), math.hypot(qx - x, qy - y)
-        ax, ay = -(y - py) / before, (x - px) / before
-        bx, by = -(qy - y) / after, (qx - x) / after
-        mitre = distance / (1 + ax * bx + ay * by)
-        moved.append((x + (ax + bx) * mitre, y + (ay + by) * mitre))
-    return moved
-
-
-def clip(polygon: Polygon, nx: float, ny: float, limit: float) -> Polygon:
-    """The part of a convex polygon where nx * x + ny * y <= limit."""
-    kept: Polygon = []
-    for i, (x, y) in enumerate(polygon):
-        px, py = polygon[i - 1]
-        here, before = nx * x + ny * y - limit, nx * px + ny * py - limit
-        if (here <= 0) != (before <= 0):
-            share = before / (before - here)
-            kept.append((px + (x - px) * share, py + (y - py) * share))
-        if here <= 0:
-            kept.append((x, y))
-    return kept
 
 
 def second_colour_parts(
@@ -350,6 +335,10 @@ def draw(
         trim,
         rim,
     )
+    if layout.bar is not None:
+        bar, scale = layout.bar, large.width
+        corners = (0.5 - bar.width / 2, bar.top, 0.5 + bar.width / 2, bar.bottom)
+        ImageDraw.Draw(large).rectangle([x * scale - 0.5 for x in corners], fill=COLOUR_WORDS[bar.colour])
     return large.reduce(factor)
 
 

@@ -1,6 +1,6 @@
 """The card of the stock weights: what they are, what they were trained on, for how long, and what they score.
 
-Every figure is read from the runs themselves; what was not measured is not printed.
+Every figure is what the run measured and `demo.stock` wrote beside the weights; nothing else is printed.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 WORLD_OF = {
-    "clip": "crests anywhere and in many proportions, charges alone, popular schemes; plain captions "
+    "clip": "crests anywhere and in many proportions, charges alone, popular schemes; broad captions "
     "(`plain_logo`, seed 1, 48,000)",
     "reference_clip": "club-like and plain crests of its own (`reference_logo`, seed 2, 40,000)",
     "captioner": "centred plain crests (`centred_logo`, seed 3, 48,000)",
@@ -39,44 +39,32 @@ Stored as fp16 safetensors; licence MIT, like the code. Not for anything but try
 """
 
 
-def model_card(stock: Path, out: Path) -> str:
-    """The card as Markdown.
+def model_card(stock: Path) -> str:
+    """The card as Markdown, of a folder with one folder of weights each."""
+    from crest.records import read_json
 
-    Args:
-        stock: folder with one folder of weights each.
-        out: the folder that `make stock` worked in; its runs and minutes.json give the figures.
-    """
-    from crest.records import read_json, read_jsonl
-    from crest.world import machine
-
-    minutes = read_json(out / "minutes.json") if (out / "minutes.json").exists() else {}
-    rows = []
+    rows, machines = [], dict[str, None]()
     for name, world in WORLD_OF.items():
         folder = stock / name
         if not (folder / "weights.json").exists():
             continue
         card: dict[str, Any] = read_json(folder / "weights.json")
         recipe = card["recipe"]
-        measured: dict[str, float] = {}
-        metrics = out / "runs" / name / "metrics.jsonl"
-        for row in read_jsonl(metrics) if metrics.exists() else ():
-            if row["step"] == card["step"]:
-                measured |= {
-                    key.removeprefix("val/"): value for key, value in row.items() if key.startswith("val/")
-                }
+        measured = card["measured"]
+        machines[measured["machine"]] = None
         scores = "; ".join(
-            f"{text.format(**measured)} {measured[key]:.3f}"
+            f"{text.format(**measured['scores'])} {measured['scores'][key]:.3f}"
             for key, text in FIGURES.items()
-            if key in measured
+            if key in measured["scores"]
         )
         path = folder / "weights.safetensors"
         size = f"{_parameters(path) / 1e6:.1f} M | {path.stat().st_size / 1e6:.1f} MB"
         rows.append(
             f"| `{name}` | {_architecture(card)} | {size} | {world} "
             f" | {card['step']:,} x {recipe['optim']['batch_size']}, seed {recipe['run']['seed']} "
-            f"| {minutes.get(name, '')} | {scores} |"
+            f"| {measured['minutes']} | {scores} |"
         )
-    return HEAD + "\n".join(rows) + f"\n\nMinutes (wall clock) and scores on {machine()}.\n"
+    return HEAD + "\n".join(rows) + f"\n\nMinutes (wall clock) and scores on {'; '.join(machines)}.\n"
 
 
 def _architecture(card: dict[str, Any]) -> str:

@@ -94,12 +94,13 @@ def embed() -> None:
     step.main(load_config(EmbedConfig, ROOT / "configs" / "stock" / "embed.json"))
 
 
-def export(name: str) -> None:
-    """Copy a finished run into the package as fp16; its parents are named by what ships."""
+def export(name: str, minutes: float) -> None:
+    """Copy a finished run into the package as fp16, with its scores; its parents are named by what ships."""
     from safetensors.torch import load_file, save
 
     from crest.checkpoint import short_hash
-    from crest.records import file_hash, read_json, write_bytes, write_json
+    from crest.records import file_hash, read_json, read_jsonl, write_bytes, write_json
+    from crest.world import machine
 
     run = OUT / "runs" / name
     card: dict[str, Any] = read_json(run / "weights.json")
@@ -112,18 +113,25 @@ def export(name: str) -> None:
     write_bytes(path, save(tensors, {"kind": str(card["kind"])}))
     if "clip" in card.get("parents", {}):
         card["parents"]["clip"] = short_hash(STOCK / "clip" / "weights.safetensors")
-    write_json(shipped / "weights.json", {**card, "sha256": file_hash(path)})
+    scores = {
+        key.removeprefix("val/"): value
+        for row in read_jsonl(run / "metrics.jsonl")
+        if row["step"] == card["step"]
+        for key, value in row.items()
+        if key.startswith("val/")
+    }
+    measured = {"minutes": minutes, "machine": machine(), "scores": scores}
+    write_json(shipped / "weights.json", {**card, "sha256": file_hash(path), "measured": measured})
 
 
 def note_minutes(name: str, minutes: float) -> float:
-    """Add to the minutes that a model has taken over all interrupted attempts, and return their sum."""
+    """Add to the minutes that a run has taken, of attempts before this one too, and return their sum."""
     from crest.records import read_json, write_json
 
-    path = OUT / "minutes.json"
-    noted: dict[str, float] = read_json(path) if path.exists() else {}
-    noted[name] = round(noted.get(name, 0.0) + minutes, 1)
-    write_json(path, noted)
-    return noted[name]
+    path = OUT / "runs" / name / "minutes.json"
+    noted = round(minutes + (read_json(path)["minutes"] if path.exists() else 0.0), 1)
+    write_json(path, {"minutes": noted})
+    return noted
 
 
 def main(only: list[str]) -> None:
@@ -142,10 +150,10 @@ def main(only: list[str]) -> None:
         if name in ("prior", "decoder_64"):
             embed()
         train(name)
-        export(name)
         minutes = note_minutes(name, (time.monotonic() - started) / 60)
+        export(name, minutes)
         print(f"stock {name}: {minutes:.1f} min", flush=True)
-    write_text(STOCK / "README.md", model_card(STOCK, OUT))
+    write_text(STOCK / "README.md", model_card(STOCK))
 
 
 if __name__ == "__main__":

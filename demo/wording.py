@@ -1,4 +1,4 @@
-"""How crests are described: plain wordings for the stock world, and the manner of the real site for clubs.
+"""How crests are described: plain and broad wordings for the stock world, and the manner of the real site.
 
 Every full wording names shape, field, colours and charge; a field's two colours come in the order drawn.
 """
@@ -123,6 +123,126 @@ def plain_caption(
             f"logo of {article(charge)} on {article(field)}",
         ),
     )
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a plain picture shows besides the crest."""
+
+    outline_colour: str | None = None
+    bar_colour: str | None = None
+    """Of a line below the crest."""
+
+
+def broad_caption(
+    rng: np.random.Generator,
+    spec: Specification,
+    extras: Extras,
+    *,
+    show_shape: bool = True,
+    show_charge: bool = True,
+) -> str:
+    """Describe a plain picture as the wide world does: some in few words, most at length.
+
+    Longer ones name the outline, the line below and the ground, and say things that no picture shows: who
+    the drawing is for, what it is called, when it was made.
+    """
+    if rng.random() < 0.25 and extras.bar_colour is None:
+        text = plain_caption(rng, spec, show_shape=show_shape, show_charge=show_charge)
+    else:
+        text = _at_length(rng, spec, extras, show_shape, show_charge)
+    if rng.random() < 0.2:
+        text += pick(rng, (" on a white background", " on white", ", white background", " on plain white"))
+    if rng.random() < 0.3:
+        text += _closing(rng)
+    if rng.random() < 0.3:
+        text = f"{_opening(rng)} {text}"
+    return f"{capitalised(text)}." if rng.random() < 0.6 else text
+
+
+def _at_length(
+    rng: np.random.Generator, spec: Specification, extras: Extras, show_shape: bool, show_charge: bool
+) -> str:
+    other_share = 0.15
+    field = article(field_phrase(rng, spec, other_share, attributive=rng.random() < 0.7))
+    charge = article(charge_phrase(rng, spec, other_share))
+    outline = ""
+    if show_shape and extras.outline_colour is not None and rng.random() < 0.7:
+        colour = extras.outline_colour
+        drawn = pick(rng, ("outline", "border", "edge"))
+        done = pick(rng, ("outlined", "bordered", "edged"))
+        told = (f" with {article(colour)} {drawn}", f" with {colour} {drawn}", f" {done} in {colour}")
+        outline = pick(rng, told)
+    place = pick(rng, ("", "", " in the middle", " in the center", " at its center"))
+    if not show_shape:
+        text = charge + place
+    elif not show_charge:
+        text = field + outline
+    elif rng.random() < 0.5:
+        joined = "and" if " with " in field + outline else "with"
+        text = f"{field}{outline} {joined} {charge}{place}"
+    else:
+        relation = pick(rng, ("on", "on", "inside", "in front of", "centered on", "upon", "within"))
+        text = f"{charge} {relation} {field}{outline}"
+    if extras.bar_colour is not None:
+        line, colour = pick(rng, ("line", "bar", "stroke")), extras.bar_colour
+        text += pick(
+            rng,
+            (
+                f" above the {line} in {colour}",
+                f" over a {line} in {colour}",
+                f". {line} below in {colour}",
+                f" above {article(colour)} {line}",
+                f" with {article(colour)} {line} below",
+                f" and a {line} in {colour}",
+                f" and {article(colour)} {line}",
+            ),
+        )
+    return text
+
+
+def _invented_name(rng: np.random.Generator) -> str:
+    if rng.random() < 0.3:
+        return "".join(chr(65 + int(letter)) for letter in rng.integers(0, 26, int(rng.integers(2, 4))))
+    ends = ("ton", "ford", "wood", "ville", "burg", "dale", "port", "mere", "s", "er", "ers", "a", "o")
+    start = "".join(
+        pick(rng, "bcdfghklmnprstvw") + pick(rng, ("a", "e", "i", "o", "u", "ar", "el", "in", "or"))
+        for _ in range(int(rng.integers(1, 3)))
+    )
+    name_ = capitalised(start + pick(rng, ends))
+    return f"{name_} {_invented_name(rng)}" if rng.random() < 0.25 else name_
+
+
+def _opening(rng: np.random.Generator) -> str:
+    name_, year = _invented_name(rng), int(rng.integers(1900, 2024))
+    choices = (
+        f"{name_}:",
+        f"the {name_} logo:",
+        f"the {name_} logo shows",
+        f"logo of {name_},",
+        f"in {year}, {name_} chose",
+        f"since {year}, {name_} has had",
+        f"the first drawing for {name_} is",
+        "a drawing of",
+        f"design {int(rng.integers(1, 400))}:",
+    )
+    return pick(rng, choices)
+
+
+def _closing(rng: np.random.Generator) -> str:
+    name_ = _invented_name(rng)
+    quoted = f'"{name_.upper() if rng.random() < 0.7 else name_}"'
+    choices = (
+        f", called {quoted}",
+        f", titled {quoted}",
+        f". Title {quoted}",
+        f" for {name_}",
+        f" by {name_}",
+        f", {int(rng.integers(1900, 2024))}",
+        ", flat colors",
+        ", simple vector drawing",
+    )
+    return pick(rng, choices)
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,10 @@ class PriorStage:
         # fixed noise and timesteps: two validations differ by the weights alone
         return rows(self.val, torch.arange(count), Draw(0x7A11, 0, 0, count, device), device), self.val
 
+    def resting(self, step: int) -> tuple[nn.Parameter, ...]:
+        """Nothing: all weights learn at every step."""
+        return ()
+
     @torch.no_grad()
     def validate(self, model: nn.Module, world: World) -> dict[str, float]:
         """Held-out loss, and how near its draws come to the true picture, the text and another picture."""

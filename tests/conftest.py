@@ -118,6 +118,8 @@ SPECS: dict[str, dict[str, Any]] = {
         "attn_heads": 2,
         "attn_dim_head": 8,
         "timesteps": 20,
+        "sketch_regions": 4,
+        "prediction": "x_start",
     },
     "caption_train": {
         "side_px": 16,
@@ -176,7 +178,7 @@ class TinyWorld:
             "optim": {"lr": 0.002, "ema_decay": 0.5, "batch_size": 8},
         }
         if room == "decoder_train":
-            config["model"]["preview_steps"] = 2
+            config["model"] |= {"preview_steps": 2, "sketch_steps": 2}
         for name, value in changes.items():
             section, _, field = name.partition("__")
             config[section] = {**config[section], field: value}

@@ -165,9 +165,11 @@ class Decoder(nn.Module):
         """The sketch alone (B, 3, H, W), for steps that train nothing else."""
         assert self.sketch is not None
         sketch: Tensor = self.sketch(*self._scaled(image_embed, text_encodings), image_keep, text_keep)
-        # several processes wait for a gradient of every weight: the U-Net's is zero
-        unused = [weight.sum() for weight in self.unet.parameters() if weight.requires_grad]
-        return sketch + 0 * torch.stack(unused).sum()
+        if torch.distributed.is_initialized():
+            # several processes wait for a gradient of every weight: the U-Net's is zero
+            for weight in self.unet.parameters():
+                sketch = sketch + 0 * weight.sum()
+        return sketch
 
     def predict(self, x_t: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
         """The network's prediction (B, 3, H, W), float32, of the kind that the spec names."""

@@ -71,6 +71,10 @@ class ToyStage:
         error = model(batch.inputs + 0.01 * batch.draw.normal(1, 4)) - wanted
         return error.square().mean(), {"bias": error.mean().detach()}
 
+    def resting(self, step: int) -> tuple[nn.Parameter, ...]:
+        """Nothing: all weights learn at every step."""
+        return ()
+
     def validate(self, model: nn.Module, world: World) -> dict[str, float]:
         return {"loss": float((model(self.data) - self.data.sum(dim=1, keepdim=True).sin()).square().mean())}
 

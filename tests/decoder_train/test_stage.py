@@ -52,7 +52,10 @@ class Watching(nn.Module):
 def test_conditions_are_dropped_apart_and_together(tiny_world: Any, tmp_path: Path) -> None:
     probabilities = {"image_cond_drop_prob": 0.2, "text_cond_drop_prob": 0.3, "both_cond_drop_prob": 0.1}
     decoder_stage = stage(
-        tiny_world, tmp_path, **{f"model__{name}": value for name, value in probabilities.items()}
+        tiny_world,
+        tmp_path,
+        model__sketch_steps=0,
+        **{f"model__{name}": value for name, value in probabilities.items()},
     )
     watching = Watching()
     for step in range(40):
@@ -89,33 +92,36 @@ def test_text_may_be_left_out(tiny_world: Any, tmp_path: Path) -> None:
     assert decoder_stage.preview(decoder_stage.model())["true_then_drawn"].shape == (16, 3, 16, 16)
 
 
-def sketching(tiny_world: Any, tmp_path: Path) -> dict[str, Any]:
+def without_sketch(tiny_world: Any, tmp_path: Path) -> dict[str, Any]:
     scratch = tiny_world.config("decoder_train", tmp_path)["model"]["scratch"]
-    return {**scratch, "sketch_regions": 4, "prediction": "x_start"}
+    return {**scratch, "sketch_regions": 0}
 
 
 def test_the_first_steps_may_train_the_sketch_alone(tiny_world: Any, tmp_path: Path) -> None:
-    scratch = sketching(tiny_world, tmp_path)
-    decoder_stage = stage(tiny_world, tmp_path, model__scratch=scratch, model__sketch_steps=2)
+    decoder_stage = stage(tiny_world, tmp_path, model__sketch_steps=2)
     decoder = decoder_stage.model().train()
     world = open_world("cpu", "fp32")
-    for start, learns in ((1, {"sketch"}), (2, {"sketch", "unet"})):
+    for step, learns in ((1, {"sketch"}), (2, {"sketch", "unet"})):
         decoder.zero_grad()
-        batch = next(decoder_stage.batches("train", world, start))
+        batch = next(decoder_stage.batches("train", world, step))
         loss, _ = decoder_stage.loss(decoder, batch)
         loss.backward()
-        gradients = {name: weight.grad for name, weight in decoder.named_parameters() if weight.requires_grad}
-        assert all(gradient is not None for gradient in gradients.values())  # processes wait for each
-        assert {name.split(".")[0] for name, gradient in gradients.items() if gradient.any()} == learns
+        resting = {id(weight) for weight in decoder_stage.resting(step)}
+        learning = {
+            name.split(".")[0]
+            for name, weight in decoder.named_parameters()
+            if weight.grad is not None and weight.grad.any()
+        }
+        assert learning == learns
+        assert {
+            name.split(".")[0] for name, weight in decoder.named_parameters() if id(weight) not in resting
+        } == learns
 
 
 def test_a_sketch_learns_to_move_after_it_was_trained(
     tiny_world: Any, tmp_path: Path, command: Callable[..., int]
 ) -> None:
-    scratch = sketching(tiny_world, tmp_path)
-    first = tiny_world.config("decoder_train", tmp_path / "first", model__scratch=scratch)
-    assert command("decoder_train", first, tmp_path) == 0
-    start = {"model__scratch": None, "model__start": str(tmp_path / "first")}
+    start = {"model__scratch": None, "model__start": str(tiny_world.folder / "runs" / "decoder_train")}
     still = stage(tiny_world, tmp_path, **start)
     moving = stage(tiny_world, tmp_path, **start, model__sketch_moves=True)
     world = open_world("cpu", "fp32")
@@ -130,13 +136,15 @@ def test_a_sketch_learns_to_move_after_it_was_trained(
 
 
 def test_moving_needs_a_sketch(tiny_world: Any, tmp_path: Path) -> None:
+    scratch = without_sketch(tiny_world, tmp_path)
     with pytest.raises(ConfigError, match=r"model\.sketch_moves: found true for a decoder without a sketch"):
-        stage(tiny_world, tmp_path, model__sketch_moves=True)
+        stage(tiny_world, tmp_path, model__scratch=scratch, model__sketch_moves=True)
 
 
 def test_sketch_steps_need_a_sketch(tiny_world: Any, tmp_path: Path) -> None:
+    scratch = without_sketch(tiny_world, tmp_path)
     with pytest.raises(ConfigError, match=r"model\.sketch_steps: found 9, expected 0 for a decoder without"):
-        stage(tiny_world, tmp_path, model__sketch_steps=9)
+        stage(tiny_world, tmp_path, model__scratch=scratch, model__sketch_steps=9)
 
 
 @pytest.mark.parametrize(
