@@ -134,7 +134,7 @@ def write_all(
     by_model = sum(caption.origin == "model" for caption in ordered)
     manifest = Manifest(
         kind="captions",
-        hash=hash_of([dataclasses.astuple(caption) for caption in ordered]),
+        hash=captions_hash(ordered),
         counts={**counts, "source": len(ordered) - by_model, "model": by_model},
         dropped={"no_caption": len(records) - len(ordered)},
         parents={"records": parent_hash, **({"captioner": model_hash} if model_hash else {})},
@@ -142,6 +142,11 @@ def write_all(
         details={"made_from": made_from},
     )
     write_json(path, dataclasses.asdict(manifest))
+
+
+def captions_hash(captions: Sequence[Caption]) -> str:
+    """What captions.json names them by; they must be in the order of the records."""
+    return hash_of([dataclasses.astuple(caption) for caption in captions])
 
 
 def finished_captions(folder: Path, records_hash: str) -> tuple[list[Caption], Manifest] | None:

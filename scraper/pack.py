@@ -20,7 +20,7 @@ from typing import Any, Final
 from crest.config import run_command
 from crest.errors import DataError
 from crest.records import SPLITS, Caption, Record, Split, hash_of, read_manifest, read_records
-from scraper.caption import RECORDS_BY, finished_captions
+from scraper.caption import RECORDS_BY, captions_hash, finished_captions, own_captions
 from scraper.config import PackConfig, ScraperConfig
 from scraper.groups import Groups
 from scraper.harvest import told
@@ -190,16 +190,20 @@ def main(config: ScraperConfig) -> None:
 
 
 def _inputs(folder: Path) -> tuple[list[Record], list[Caption], dict[str, str]]:
-    """Records, their captions, and the hashes of both."""
+    """Records, their captions (the sources' own where nothing was captioned yet), and the hashes of both."""
     manifest = read_manifest(folder, "records", RECORDS_BY)
     records = read_records(folder / "records.jsonl")
     finished = finished_captions(folder, manifest.hash)
-    if finished is None:
+    if finished is not None:
+        captions, made = finished
+        return records, captions, {"records": manifest.hash, "captions": made.hash}
+    if (folder / "captions.json").exists():
         raise DataError(
-            f"{folder}: has no captions of these records; run python -m scraper.caption (make caption) first."
+            f"{folder / 'captions.json'}: made of other records than records.jsonl, expected of these; run "
+            "python -m scraper.caption (make caption) again."
         )
-    captions, made = finished
-    return records, captions, {"records": manifest.hash, "captions": made.hash}
+    captions, _ = own_captions(records)
+    return records, captions, {"records": manifest.hash, "captions": captions_hash(captions)}
 
 
 def check(config: ScraperConfig) -> None:

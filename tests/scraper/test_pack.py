@@ -142,6 +142,24 @@ def config(shelf, tmp_path, draw):
     return config
 
 
+def test_scrape_then_shards_needs_no_captioner_in_between(config, shelf, tmp_path, capsys):
+    main(config)
+    before = read_manifest(shelf.dir / "shards", "shards", "make shards")
+    assert sum(before.counts.values()) == 12
+    caption(config)
+    main(config)
+    assert "up to date" in capsys.readouterr().out, "the sources' own words are the same words"
+
+
+def test_captions_of_records_that_changed_are_refused(config, shelf, tmp_path, draw):
+    caption(config)
+    draw(40).save(tmp_path / "mine" / "40.png")
+    (tmp_path / "mine" / "40.txt").write_text("A badge; number 40.")
+    collect(config)
+    with pytest.raises(DataError, match=r"captions\.json: made of other records .* run python -m scraper"):
+        main(config)
+
+
 def test_shards_hold_picture_words_and_record(config, shelf):
     caption(config)
     main(config)
@@ -173,8 +191,3 @@ def test_run_again_is_up_to_date_and_the_same_input_gives_the_same_bytes(config,
     (shards / "manifest.json").unlink()
     main(config)
     assert {path.name: path.read_bytes() for path in shards.glob("*.tar")} == before
-
-
-def test_without_captions_the_step_before_is_named(config):
-    with pytest.raises(DataError, match=r"run python -m scraper\.caption"):
-        main(config)
