@@ -27,10 +27,10 @@ HEAD = """# Stock weights
 
 A small DALL-E 2 that Crest trained itself, from nothing, on drawn crests: the embedded default that the demo
 fine-tunes. They play the part that published weights play for a real user and know nothing but shapes,
-fields, charges and ten colours on white, without lettering. `reference_clip` is of another architecture, seed
-and data and conditions nothing; it only judges. `make stock` trains all of them again from `configs/stock/`;
-the worlds are `demo/plain.py`. Combinations of shape, field, charge and colours that
-`demo.heraldry.is_held_out` names occur in none of the data.
+fields, charges and ten colours on white, some outlined or above a line, without lettering. `reference_clip`
+is of another architecture, seed and data and conditions nothing; it only judges. `make stock` trains all of
+them again from `configs/stock/`; the worlds are `demo/plain.py`. Combinations of shape, field, charge and
+colours that `demo.heraldry.is_held_out` names occur in none of the data.
 
 Stored as fp16 safetensors; licence MIT, like the code. Not for anything but trying Crest out.
 
@@ -61,7 +61,7 @@ def model_card(stock: Path) -> str:
         size = f"{_parameters(path) / 1e6:.1f} M | {path.stat().st_size / 1e6:.1f} MB"
         rows.append(
             f"| `{name}` | {_architecture(card)} | {size} | {world} "
-            f" | {card['step']:,} x {recipe['optim']['batch_size']}, seed {recipe['run']['seed']} "
+            f"| {card['step']:,} x {recipe['optim']['batch_size']}, seed {recipe['run']['seed']} "
             f"| {measured['minutes']} | {scores} |"
         )
     return HEAD + "\n".join(rows) + f"\n\nMinutes (wall clock) and scores on {'; '.join(machines)}.\n"
