@@ -9,6 +9,8 @@ one colour a region, so that what is drawn and in which colours are learned apar
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -106,7 +108,9 @@ class Sketch(nn.Module):
             last = (inside.sum(dim=1) - 1).clamp(min=0)
             told.append(text[torch.arange(b, device=text.device), last] * inside.any(dim=1, keepdim=True))
         x, unseen = torch.cat([row.to(rows[1].dtype) for row in rows], dim=1), torch.cat(hidden, dim=1)
-        with sdpa_kernel(SDPBackend.MATH):  # the fused one goes back several times slower on a CPU
+        # on a CPU the fused attention's way back is several times slower
+        unfused = sdpa_kernel(SDPBackend.MATH) if x.device.type == "cpu" else contextlib.nullcontext()
+        with unfused:
             for layer in self.layers:
                 x = layer(x, src_key_padding_mask=unseen)
         seen = self.norm(x[:, : self.READERS]).flatten(1)
