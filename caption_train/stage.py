@@ -1,4 +1,4 @@
-"""The captioner's five answers: what learns, from what, by which measure, how it is judged and shown."""
+"""The captioner's answers: what learns, from what, by which measure, how it is judged and shown."""
 
 from __future__ import annotations
 

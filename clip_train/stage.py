@@ -1,4 +1,4 @@
-"""CLIP's five answers: what learns, from what, by which measure, how it is judged and shown."""
+"""CLIP's answers: what learns, from what, by which measure, how it is judged and shown."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ WATCHED = frozenset(("run.dir", "run.log_every", "run.preview_every", "run.save_
 
 
 class Stage(Protocol[Batch]):
-    """What learns, from what, by which measure: six answers and the card that travels with the weights."""
+    """What learns, from what, by which measure: its answers, and the card that travels with the weights."""
 
     best_by: str
     """the validation figure that `best.safetensors` keeps; a name ending in "loss" is better when lower"""

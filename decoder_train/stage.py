@@ -1,4 +1,4 @@
-"""The decoder's five answers: what learns, from what, by which measure, how it is judged and shown."""
+"""The decoder's answers: what learns, from what, by which measure, how it is judged and shown."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class DecoderStage:
         x_t = add_noise(schedule, x_start, noise, t)
         text = None if spec.text_width is None else batch.text_encodings
         told = (batch.image_embed, text, image_keep, text_keep)
-        predicted = model(x_t, t, *told, sketch_alone=True) if sketch_alone else model(x_t, t, *told)
+        predicted = model(x_t, t, *told, sketch_alone=sketch_alone)
         wanted = target(spec.prediction, x_start, noise, schedule.alpha(t, 4), schedule.sigma(t, 4))
         error = (predicted - wanted).square().mean(dim=(1, 2, 3))
         weight = loss_weight(spec.prediction, schedule.log_snr(t), self.config.model.min_snr_gamma)

@@ -1,4 +1,4 @@
-"""The prior's five answers: what learns, from what, by which measure, how it is judged and shown."""
+"""The prior's answers: what learns, from what, by which measure, how it is judged and shown."""
 
 from __future__ import annotations
 

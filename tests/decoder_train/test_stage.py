@@ -43,7 +43,14 @@ class Watching(nn.Module):
         self.kept: list[tuple[Tensor, Tensor]] = []
 
     def forward(
-        self, x: Tensor, t: Tensor, image: Tensor, text: Tensor, image_keep: Tensor, text_keep: Tensor
+        self,
+        x: Tensor,
+        t: Tensor,
+        image: Tensor,
+        text: Tensor,
+        image_keep: Tensor,
+        text_keep: Tensor,
+        sketch_alone: bool,
     ) -> Tensor:
         self.kept.append((image_keep, text_keep))
         return torch.zeros_like(x)
