@@ -84,6 +84,14 @@ def test_two_processes_match_one_with_the_same_global_batch(
     assert_like_one_process(tiny_world, trained, room)
 
 
+def test_what_rests_is_not_moved_by_its_gradient_of_zero(tiny_world: Any, trained: Path) -> None:
+    """AdamW would decay the U-Net and count its steps while the sketch learns alone."""
+    path = Path("runs") / "decoder_train" / "state" / "step-00000004" / "model.safetensors"
+    together, alone = (load_file(folder / path) for folder in (trained, tiny_world.folder))
+    apart = [(together[name] - alone[name]).abs().flatten() for name in alone if name.startswith("unet.")]
+    assert float(torch.cat(apart).mean()) < 1e-6  # about 1e-10; 8e-6 where the zeros reach the optimizer
+
+
 def test_two_processes_leave_one_record(trained: Path) -> None:
     for room in ROOMS:
         assert len(list((trained / "runs" / room).glob("events.out.tfevents*"))) == 1
