@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -234,6 +235,7 @@ def run_command(
     check: Callable[[C], None] | None = None,
     default_config: str | None = None,
     argv: Sequence[str] | None = None,
+    switches: Mapping[str, str] = MappingProxyType({}),
 ) -> int:
     """Parse `--config`, `--set` and `--dry-run`, then call `main` with the frozen config.
 
@@ -244,6 +246,7 @@ def run_command(
         check: looks whether the inputs exist, for `--dry-run`; called before `main` too.
         default_config: used when `--config` is absent.
         argv: the words after the command; None takes those it was started with.
+        switches: further flags without a value -> the setting that each is short for.
     Returns:
         the exit status: 0 done, 1 a CrestError (printed bare), 130 interrupted.
     """
@@ -259,6 +262,8 @@ def run_command(
         help="change a setting; repeatable",
     )
     add("--dry-run", action="store_true", help="print the resolved config, check the inputs, exit")
+    for flag, setting in switches.items():
+        add(flag, dest="set", action="append_const", const=setting, help=f"short for --set {setting}")
     arguments = parser.parse_args(argv)
     return guarded(lambda: _run(config_class, arguments, main, check))
 

@@ -30,7 +30,8 @@ class Record:
 
     id: str
     image: str
-    """path of the original bytes, relative to the data folder"""
+    """where its bytes lie, relative to the data folder: a path, or `parts/000012.tar#512+20480`, a place in
+    an uncompressed tar (first byte, number of bytes); `picture_bytes` reads both"""
     source: str
     """name of the site or folder that it came from"""
     caption: str | None
@@ -46,6 +47,20 @@ class Record:
     licence: str = ""
     width_px: int = 0
     height_px: int = 0
+    further_captions: tuple[str, ...] = ()
+    """the source's own words beside `caption`, where it has several"""
+    written_by: str = "human"
+    """who wrote the source's words: "human", "rule", or the name of a model"""
+    source_file: str = ""
+    """what renditions of one file share: its address without size, suffix and query; empty when unknown"""
+    sha256: str = ""
+    """of the bytes as the source gave them, 64 hex digits"""
+    fetched_at: str = ""
+    """when they were had, ISO 8601 in UTC; empty for a file of this machine"""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """the HTTP headers that matter, lower-case name -> value"""
+    frames: int = 1
+    """more than one for an animation, of which the first frame is the picture"""
 
 
 @dataclass(frozen=True)
@@ -55,9 +70,15 @@ class Caption:
     id: str
     text: str
     origin: str
-    """"source" (its own words) or "model" (the captioner's)"""
+    """who wrote it: "human", "rule" (from measurements or metadata) or "model" """
     model: str = ""
-    """hash of the captioner's weights when origin is "model" """
+    """name of the model, as its user gave it; empty when no model wrote it"""
+    revision: str = ""
+    """what pins the model: hash of its weights, commit of its repository, or the API's answer"""
+    prompt: str = ""
+    """what the model was asked; empty for one that takes no prompt"""
+    weight: float = 1.0
+    """how often training should draw it, beside the others of its picture"""
 
 
 @dataclass(frozen=True)
@@ -96,6 +117,35 @@ def file_hash(path: Path) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def picture_bytes(folder: Path, image: str) -> bytes:
+    """The bytes of a record's picture.
+
+    Args:
+        folder: the data folder.
+        image: `Record.image`.
+    Raises:
+        DataError: there is no such file or place.
+    """
+    name, _, place = image.partition("#")
+    path = folder / name
+    try:
+        if not place:
+            return path.read_bytes()
+        first, size_bytes = (int(number) for number in place.split("+"))
+        with path.open("rb") as stream:
+            stream.seek(first)
+            content = stream.read(size_bytes)
+    except FileNotFoundError:
+        raise DataError(
+            f"{path}: there is no such file; run python -m scraper (make scrape) again."
+        ) from None
+    if len(content) != size_bytes:
+        raise DataError(
+            f"{path}: ends before byte {first + size_bytes} (cut short?); run python -m scraper again."
+        )
+    return content
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -174,7 +224,19 @@ def write_records(path: Path, records: Iterable[Record]) -> int:
 
 def read_records(path: Path) -> list[Record]:
     """Read records.jsonl."""
-    return [_typed(Record, row, path) for row in read_jsonl(path)]
+    return list(stream_records(path))
+
+
+def stream_records(path: Path) -> Iterator[Record]:
+    """Read records.jsonl one at a time."""
+    for row in read_jsonl(path):
+        yield record_of(row, path)
+
+
+def record_of(row: dict[str, Any], path: Path) -> Record:
+    """The record of one row of `path`."""
+    record: Record = _typed(Record, row, path)
+    return dataclasses.replace(record, further_captions=tuple(record.further_captions))
 
 
 def write_captions(path: Path, captions: Iterable[Caption]) -> int:
@@ -183,8 +245,15 @@ def write_captions(path: Path, captions: Iterable[Caption]) -> int:
 
 
 def read_captions(path: Path) -> list[Caption]:
-    """Read captions.jsonl."""
-    return [_typed(Caption, row, path) for row in read_jsonl(path)]
+    """Read captions.jsonl: in the order of the records, those of one picture together, the heaviest first."""
+    return list(stream_captions(path))
+
+
+def stream_captions(path: Path) -> Iterator[Caption]:
+    """Read captions.jsonl one at a time."""
+    for row in read_jsonl(path):
+        caption: Caption = _typed(Caption, row, path)
+        yield caption
 
 
 def _typed(kind: Any, row: dict[str, Any], path: Path) -> Any:

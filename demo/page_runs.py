@@ -24,7 +24,6 @@ REASONS: Final[dict[str, str]] = {
     "duplicate": "the very same picture is already there",
     "near_duplicate": "looks the same as one that is already there",
     "too_small": "smaller than the smallest side asked for",
-    "extreme_aspect": "a line rather than a logo",
     "blank": "one colour all over",
     "invisible_on_white": "nothing shows on white",
     "kind_wordmark": "lettering only, which the config leaves out",
@@ -61,7 +60,7 @@ def data(metrics: Mapping[str, Any]) -> str:
 def _words(metrics: Mapping[str, Any]) -> str:
     """Where the captions come from, and how right the captioner's are."""
     words = (
-        f"{metrics['counts.captions_source']:,} logos keep the words of the site "
+        f"{metrics['counts.captions_human']:,} logos keep the words of the site "
         f"({metrics['counts.captions_completed']:,} texts that a card cut were completed from a team's "
         f"page, {metrics['counts.captions_ended_at_clause']:,} end at their last clause); "
         f"{metrics['counts.captions_model']:,} had none and were described by the fine-tuned captioner."

@@ -150,7 +150,7 @@ def _counts(folder: Path) -> Metrics:
             for name in ("pages", "cards", "pictures", "kept", "groups")
         },
         "counts.captions_completed": crawl["counts"]["caption_completed"],
-        "counts.captions_source": captions["counts"]["source"],
+        "counts.captions_human": captions["counts"]["human"],
         "counts.captions_ended_at_clause": captions["counts"]["cut_back"],
         "counts.captions_model": captions["counts"]["model"],
         **{f"counts.{split}": count for split, count in shards["counts"].items()},

@@ -62,7 +62,9 @@ def own_captions(records: Sequence[Record]) -> tuple[list[Caption], Counter[str]
             how = "cut_back" if text else "given_up"
         counts[how] += 1
         if text:
-            captions.append(Caption(record.id, text, "source"))
+            by_model = record.written_by not in ("human", "rule")
+            origin, model = ("model", record.written_by) if by_model else (record.written_by, "")
+            captions.append(Caption(record.id, text, origin, model))
     return captions, counts
 
 
@@ -135,7 +137,7 @@ def write_all(
     manifest = Manifest(
         kind="captions",
         hash=captions_hash(ordered),
-        counts={**counts, "source": len(ordered) - by_model, "model": by_model},
+        counts={**counts, "human": len(ordered) - by_model, "model": by_model},
         dropped={"no_caption": len(records) - len(ordered)},
         parents={"records": parent_hash, **({"captioner": model_hash} if model_hash else {})},
         files={"captions.jsonl": (folder / "captions.jsonl").stat().st_size},

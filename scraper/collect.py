@@ -53,7 +53,7 @@ def collect(config: ScraperConfig) -> None:
         DataError: the source gave nothing.
     """
     started = time.monotonic()
-    harvest = _gathered(config) if config.source.site == "folder" else _crawled(config)
+    harvest = _crawled(config) if config.source.is_web else _gathered(config)
     if harvest is None:
         manifest = read_manifest(config.data.dir, "records", MADE_BY)
         print(f"{config.data.dir}: up to date, {manifest.counts['kept']:,} logos; nothing to do.")

@@ -230,12 +230,13 @@ class Fetcher:
         address = ipaddress.ip_address(text.partition("%")[0])
         mapped = getattr(address, "ipv4_mapped", None)
         address = mapped or address
-        if self._settings.allow_private or (address.is_global and not address.is_multicast):
+        is_allowed = urlsplit(url).hostname in self._settings.allow_hosts
+        if is_allowed or (address.is_global and not address.is_multicast):
             return
         raise Refused(
             "private_address",
             f"{url}: leads to the private address {address}, expected a public one; "
-            "leave it out or set fetch.allow_private.",
+            "leave it out or add its host to fetch.allow_hosts.",
         )
 
     def _robots(self, url: str, host: _Host) -> Robots:

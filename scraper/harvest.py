@@ -20,6 +20,10 @@ class Drop:
     reason: str
     what: str
     """address, file name or id"""
+    image: str = ""
+    """where its bytes lie (as `Record.image`), if they were had"""
+    like: str = ""
+    """id of the kept picture that it repeats"""
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ def describe(
         caption = by_id.get(record.id)
         if caption is None:
             dropped["no_caption"] += 1
-        elif caption.origin != "source" and settings.use_captions == "source":
+        elif caption.origin != "human" and settings.use_captions == "human":
             dropped["model_caption"] += 1
         else:
             joined.append(Described(record, caption))

@@ -64,11 +64,8 @@ def _once_each(records: Sequence[Record], groups: Groups, dropped: list[Drop]) -
 
 
 def _reason(record: Record, look: Look, settings: ScreenConfig) -> str | None:
-    longer, shorter = max(record.width_px, record.height_px), min(record.width_px, record.height_px)
-    if longer < settings.min_side_px:
+    if max(record.width_px, record.height_px) < settings.min_side_px:
         return "too_small"
-    if longer > settings.max_aspect * shorter:
-        return "extreme_aspect"
     if look.is_invisible:
         return "invisible_on_white"
     if look.is_blank:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from scraper.config import SourceConfig
+from scraper.harvest import Drop
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,12 @@ class Card:
     group: str = ""
     """what must not be split over train and test"""
     licence: str = ""
+    further_captions: tuple[str, ...] = ()
+    """the source's own words beside `caption`, where it has several"""
+    written_by: str = ""
+    """who wrote them; empty: as source.written_by says"""
+    source_file: str = ""
+    """what renditions of one file share; empty when unknown"""
 
 
 @dataclass(frozen=True)
@@ -74,8 +81,50 @@ class WebSite(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Item:
+    """A card of this machine and its picture, which is read when it is its turn."""
+
+    card: Card
+    where: str
+    """the picture's name within the source, for messages and `Record.image_url`"""
+    read: Callable[[], bytes]
+    """the picture's bytes; raises Refused with the reason to count"""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All that a source of this machine offers."""
+
+    entries: Iterator[Item | Drop]
+    """in the order of the source; a Drop is a row that leads to no picture"""
+    fingerprint: str
+    """changes when the source does"""
+    size: int | None = None
+    """how many entries there are, where that is known beforehand"""
+
+
+class LocalSource(Protocol):
+    """A source on this machine; it reads, and never writes into what it reads."""
+
+    def open(self, source: SourceConfig) -> Listing:
+        """List it.
+
+        Raises:
+            DataError: nothing there, or of another make.
+        """
+        ...
+
+
 def web_site(name: str) -> WebSite:
     """The web site of this name."""
     from scraper.sites.sportslogohistory import SportsLogoHistory
 
     return {"sportslogohistory": SportsLogoHistory}[name]()
+
+
+def local_source(name: str) -> LocalSource:
+    """The source on this machine of this name."""
+    from scraper.sites.folder import Folder
+
+    return {"folder": Folder}[name]()

@@ -36,7 +36,7 @@ def test_records_come_back_as_written(tmp_path: Path) -> None:
 
 
 def test_captions_come_back_as_written(tmp_path: Path) -> None:
-    written = [Caption("00ff", "A star.", "source"), Caption("11aa", "A lion.", "model", "abcd")]
+    written = [Caption("00ff", "A star.", "human"), Caption("11aa", "A lion.", "model", "abcd")]
     records.write_captions(tmp_path / "captions.jsonl", written)
     assert records.read_captions(tmp_path / "captions.jsonl") == written
 

@@ -70,7 +70,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     counts = {"pages": 3, "cards": 12, "pictures": 11, "kept": 9, "groups": 4, "caption_completed": 3}
     crawl = {"counts": counts, "dropped": {"http_404": 1, "kind_wordmark": 2}, "page_failures": {}}
     write_json(folder / "data" / "crawl.json", crawl)
-    write_json(folder / "data" / "captions.json", {"counts": {"source": 7, "model": 2, "cut_back": 1}})
+    write_json(folder / "data" / "captions.json", {"counts": {"human": 7, "model": 2, "cut_back": 1}})
     samples = [
         Sample(f"id{number}", png_bytes(prompt.draw(64)), prompt.text, {"group": str(number)})
         for number, prompt in enumerate(prompts)

@@ -175,7 +175,7 @@ def test_drawing_ahead_gives_the_same_pictures():
 
 
 def test_scraper_reads_the_whole_site(site, tmp_path, capsys):
-    fetch = {"delay_s": 0, "retries": 1, "backoff_s": 0.01, "allow_private": True}
+    fetch = {"delay_s": 0, "retries": 1, "backoff_s": 0.01, "allow_hosts": ["127.0.0.1"]}
     values = {
         "data": {"dir": tmp_path},
         "source": {"site": "sportslogohistory", "url": site.url},

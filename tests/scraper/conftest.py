@@ -152,7 +152,13 @@ def fetcher(tmp_path: Path) -> Callable[..., Fetcher]:
     """Makes a fetcher without delay that may ask loopback; sleeps are noted, not slept."""
 
     def make(slept: list[float] | None = None, **settings: Any) -> Fetcher:
-        chosen = {"delay_s": 0, "allow_private": True, "backoff_s": 0.01, "timeout_s": 5, **settings}
+        chosen = {
+            "delay_s": 0,
+            "allow_hosts": ["127.0.0.1", "localhost"],
+            "backoff_s": 0.01,
+            "timeout_s": 5,
+            **settings,
+        }
         sleep = {} if slept is None else {"sleep": slept.append}
         return Fetcher(FetchConfig(**chosen), Cache(tmp_path / "cache"), **sleep)
 
@@ -175,7 +181,13 @@ class Shelf:
     url: str
 
     def config(self, **sections: dict[str, Any]) -> ScraperConfig:
-        fetch = {"delay_s": 0, "allow_private": True, "backoff_s": 0.01, "timeout_s": 5, "retries": 1}
+        fetch = {
+            "delay_s": 0,
+            "allow_hosts": ["127.0.0.1", "localhost"],
+            "backoff_s": 0.01,
+            "timeout_s": 5,
+            "retries": 1,
+        }
         values: dict[str, Any] = {
             "data": {"dir": str(self.dir)},
             "source": {"site": "sportslogohistory", "url": self.url, "targets": ["league-primary-logo/"]},

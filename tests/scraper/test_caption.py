@@ -26,7 +26,7 @@ class FakeCaptioner:
 
 def test_own_words_are_kept_as_they_are():
     captions, counts = own_captions([record("a", 'A red; and blue, "X".'), record("b", None)])
-    assert [(one.id, one.text, one.origin) for one in captions] == [("a", 'A red; and blue, "X".', "source")]
+    assert [(one.id, one.text, one.origin) for one in captions] == [("a", 'A red; and blue, "X".', "human")]
     assert counts == {"whole": 1, "cut_back": 0, "given_up": 0, "missing": 1}
 
 

@@ -22,7 +22,7 @@ def test_real_site_is_asked_politely():
     config = load_config(ScraperConfig, CONFIGS / "sportslogohistory" / "data.json")
     assert len(config.source.targets) == 32
     assert config.fetch.delay_s >= 1
-    assert not config.fetch.allow_private
+    assert not config.fetch.allow_hosts
 
 
 @pytest.mark.parametrize(

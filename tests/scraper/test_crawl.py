@@ -149,7 +149,7 @@ def test_refresh_without_network_leaves_the_finished_folder_as_it_is(league, ser
 def test_private_address_is_refused_in_one_sentence(league, shelf):
     league(1)
     with pytest.raises(FetchError, match=r"private address 127\.0\.0\.1"):
-        collect(shelf.config(fetch={"allow_private": False}))
+        collect(shelf.config(fetch={"allow_hosts": []}))
     assert not shelf.dir.exists()
 
 

@@ -164,7 +164,7 @@ def test_other_schemes_are_refused(fetcher, url):
 )
 def test_private_addresses_are_refused_unless_allowed(fetcher, host):
     with pytest.raises(Refused) as refused:
-        fetcher(allow_private=False).get(f"http://{host}:9/a")
+        fetcher(allow_hosts=()).get(f"http://{host}:9/a")
     assert refused.value.reason == "private_address"
 
 

@@ -18,7 +18,7 @@ def logo(number, group=None, text=None):
     record = Record(
         id=f"{number:04x}", image=f"{number}.png", source="test", caption=None, group=group or f"g{number}"
     )
-    return Described(record, Caption(record.id, text or f"caption {number}", "source"))
+    return Described(record, Caption(record.id, text or f"caption {number}", "human"))
 
 
 def test_split_is_a_pure_function_of_group_and_seed():
@@ -97,7 +97,7 @@ def test_what_cannot_be_packed_is_counted():
     captions = [shown[0].caption, Caption(shown[1].record.id, "by a model", "model")]
     records = [one.record for one in shown]
     assert describe(records, captions, PackConfig())[1] == {"no_caption": 1}
-    assert describe(records, captions, PackConfig(use_captions="source"))[1] == {
+    assert describe(records, captions, PackConfig(use_captions="human"))[1] == {
         "no_caption": 1,
         "model_caption": 1,
     }
@@ -173,7 +173,7 @@ def test_shards_hold_picture_words_and_record(config, shelf):
             modes.add(picture.mode)
             assert max(picture.size) == 48
         assert sample.meta["id"] == sample.id
-        assert sample.meta["caption_origin"] == {"origin": "source", "model": ""}
+        assert sample.meta["caption_origin"] == {"origin": "human", "model": ""}
         assert sample.meta["group"]
     assert modes == {"RGB", "RGBA"}
 
