@@ -1,0 +1,190 @@
+"""Low-rank adapters: a few trained numbers beside weight matrices that stay as they are.
+
+Works on any module's named weights through torch's parametrizations, knows no network and trains nothing. An
+adapter's file names the weights that it belongs to by their content, and fits no others.
+
+Paper: Hu et al. 2021 (arXiv 2106.09685), section 4.1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from crest.errors import ConfigError, WeightsError
+from crest.records import write_bytes
+
+ADAPTER = "adapter.safetensors"
+
+
+class LowRank(nn.Module):
+    """W + (alpha / rank) up down, for a weight of any shape as the matrix of its first axis by the others.
+
+    `up` (rows, rank) starts at zero, so that an untrained adapter changes nothing; `down` (rank, columns) at
+    random.
+    """
+
+    def __init__(self, weight: Tensor, rank: int, alpha: float) -> None:
+        super().__init__()
+        self.scale = alpha / rank
+        columns = weight[0].numel()
+        self.up = nn.Parameter(weight.new_zeros(weight.shape[0], rank))
+        self.down = nn.Parameter(weight.new_empty(rank, columns))
+        nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight with what was learned added; any shape, the same comes back."""
+        return weight + self.scale * (self.up @ self.down).view_as(weight)
+
+
+def inject(model: nn.Module, rank: int, alpha: float, patterns: Sequence[str]) -> list[str]:
+    """Freeze a model and give the weight matrices of these names adapters, which alone learn.
+
+    Every parameter of two axes or more can have one: linear layers, a transformer's Conv1D, an attention's
+    in_proj_weight, convolutions (flattened).
+
+    Args:
+        rank: of the change that can be learned.
+        alpha: the change is scaled by alpha / rank.
+        patterns: shell patterns of dotted names, such as "decoder.*.attn.*.weight".
+    Returns:
+        the names that were adapted.
+    Raises:
+        ConfigError: a pattern that matches no matrix, a matrix that two modules share, or one too small for
+            the rank.
+    """
+    weights = {name: weight for name, weight in model.named_parameters() if weight.ndim >= 2}
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in weights):
+            raise ConfigError(
+                f"{pattern}: matches no weight matrix of this model; see its named_parameters()."
+            )
+    chosen = [name for name in weights if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    everywhere = [id(weight) for _, weight in model.named_parameters(remove_duplicate=False)]
+    for name in chosen:
+        rows, columns = len(weights[name]), weights[name][0].numel()
+        if everywhere.count(id(weights[name])) > 1:
+            raise ConfigError(
+                f"{name}: two modules share this weight, so one's adapter would be lost; leave it."
+            )
+        if rank > min(rows, columns):
+            raise ConfigError(
+                f"{name}: is {rows} x {columns}, which has no adapter of rank {rank}; lower the rank."
+            )
+    model.requires_grad_(False)
+    for name in chosen:
+        _adapt(model, name, LowRank(weights[name].detach(), rank, alpha))
+    return chosen
+
+
+def _adapt(model: nn.Module, name: str, adapter: LowRank) -> None:
+    place, _, attribute = name.rpartition(".")
+    # unsafe: torch's check would run the adapter once more for the shape that view_as keeps
+    parametrize.register_parametrization(model.get_submodule(place), attribute, adapter, unsafe=True)
+
+
+def adapters(model: nn.Module) -> Iterator[tuple[str, LowRank]]:
+    """Every adapter of a model under the dotted name of its weight."""
+    for place, module in model.named_modules():
+        if isinstance(module, parametrize.ParametrizationList):
+            owner, _, attribute = place.rpartition(".parametrizations.")
+            if not owner and place.startswith("parametrizations."):
+                attribute = place.removeprefix("parametrizations.")
+            for adapter in module:
+                if isinstance(adapter, LowRank):
+                    yield f"{owner}.{attribute}".lstrip("."), adapter
+
+
+def is_adapted(model: nn.Module) -> bool:
+    """Whether a model has adapters."""
+    return any(True for _ in adapters(model))
+
+
+@torch.no_grad()
+def plain_state(model: nn.Module) -> dict[str, Tensor]:
+    """The weights as a model without adapters would hold them: what they learned is added in."""
+    return _plain_state(model, merged=True)
+
+
+def _plain_state(model: nn.Module, merged: bool) -> dict[str, Tensor]:
+    state = model.state_dict()
+    for name, adapter in adapters(model):
+        place, _, attribute = name.rpartition(".")
+        inner = f"{place}.parametrizations.{attribute}".lstrip(".")
+        original = state.pop(f"{inner}.original")
+        for part in adapter.state_dict():
+            del state[f"{inner}.0.{part}"]
+        state[name] = adapter(original) if merged else original
+    return state
+
+
+@torch.no_grad()
+def merge(model: nn.Module) -> None:
+    """Add what the adapters learned to the weights, in place, and remove them."""
+    for name, _ in list(adapters(model)):
+        place, _, attribute = name.rpartition(".")
+        parametrize.remove_parametrizations(model.get_submodule(place), attribute, leave_parametrized=True)
+
+
+@torch.no_grad()
+def base_hash(model: nn.Module) -> str:
+    """16 digits that name a model's weights by their content, without what its adapters learned."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(_plain_state(model, merged=False).items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def save_adapter(path: Path, model: nn.Module) -> None:
+    """Write the adapters of a model, and nothing of the weights beside them but their hash."""
+    tensors: dict[str, Tensor] = {}
+    scales: dict[str, float] = {}
+    for name, adapter in adapters(model):
+        scales[name] = adapter.scale
+        for part, tensor in adapter.state_dict().items():
+            tensors[f"{name}.{part}"] = tensor.detach().cpu().contiguous().clone()
+    card = {"kind": "adapter", "base": base_hash(model), "scales": json.dumps(scales, sort_keys=True)}
+    write_bytes(path, save(tensors, card))
+
+
+def load_adapter(path: Path, model: nn.Module) -> None:
+    """Give a model the adapters of a file; those that it has take the file's numbers.
+
+    Raises:
+        WeightsError: no adapter, or one of other weights than this model's.
+    """
+    try:
+        with safe_open(path, framework="pt") as stream:
+            card: dict[str, Any] = stream.metadata() or {}
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path}: is not a whole safetensors file ({error}); copy it again.") from None
+    if card.get("kind") != "adapter":
+        raise WeightsError(f"{path}: holds a {card.get('kind')}, expected an adapter; name the right file.")
+    found = base_hash(model)
+    if card["base"] != found:
+        raise WeightsError(
+            f"{path}: belongs to the weights {card['base']}, but these are {found}; load those that it was "
+            "trained on."
+        )
+    present = dict(adapters(model))
+    for name, scale in json.loads(card["scales"]).items():
+        up, down = tensors[f"{name}.up"], tensors[f"{name}.down"]
+        if name not in present:
+            place, _, attribute = name.rpartition(".")
+            weight = getattr(model.get_submodule(place), attribute).detach()
+            _adapt(model, name, LowRank(weight, up.shape[1], scale * up.shape[1]))
+            present = dict(adapters(model))
+        present[name].load_state_dict({"up": up, "down": down})
