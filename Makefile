@@ -1,6 +1,7 @@
 # Crest: scrape, train CLIP, train the prior, train the decoder, generate, evaluate. `make` lists the targets.
 #
-#   CONFIG=FILE    the config of one target, or a folder that holds one per target (default: configs/demo)
+#   CONFIG=FILE    the config of one target, or a folder that holds one per target (default: configs/demo;
+#                  scrape, caption, shards and verify: configs/sportslogohistory)
 #   SET="a.b=c …"  settings to change, separated by spaces; each becomes --set a.b=c
 #   NPROC=2        run a training target as that many processes under torchrun (default: 1)
 #   ARGS="…"       further words for pytest (make test) or for demo and stock, such as ARGS=--dry-run
@@ -16,14 +17,14 @@ WHAT   ?= demo startup
 export OMP_WAIT_POLICY = passive
 export PYTHONUNBUFFERED = 1
 
-config = $(if $(CONFIG),$(if $(wildcard $(CONFIG)/.),$(patsubst %/,%,$(CONFIG))/$(1).json,$(CONFIG)),configs/demo/$(1).json)
+config = $(if $(CONFIG),$(if $(wildcard $(CONFIG)/.),$(patsubst %/,%,$(CONFIG))/$(1).json,$(CONFIG)),configs/$(if $(filter data,$(1)),sportslogohistory,demo)/$(1).json)
 flags  = --config '$(call config,$(1))' $(foreach setting,$(SET),--set '$(setting)') $(ARGS)
 launch = $(if $(filter-out 1,$(NPROC)),$(PY) -m torch.distributed.run --standalone --nproc_per_node $(NPROC) -m,$(PY) -m)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help install demo test check scrape caption shards captioner clip embed prior decoder generate eval survey \
+.PHONY: help install demo test check scrape caption shards verify captioner clip embed prior decoder generate eval survey \
         bench gpu-check stock schema clean
 
 help: ## list the targets
@@ -63,6 +64,9 @@ caption: $(STAMP) ## caption the pictures that have no words (data.json)
 shards: $(STAMP) ## pictures and captions -> tar shards, split without leaks (data.json)
 	$(PY) -m scraper.pack $(call flags,data)
 
+verify: $(STAMP) ## prove that the shards are whole and that nothing alike lies on both sides of the split (data.json)
+	$(PY) -m scraper.verify $(call flags,data)
+
 clip: $(STAMP) ## fine-tune CLIP (clip.json)
 	$(launch) clip_train $(call flags,clip)
 
@@ -87,7 +91,7 @@ survey: $(STAMP) ## export a survey page for people to vote on (survey.json)
 stock: $(STAMP) ## train the stock weights of crest/stock from nothing (under two hours on two cores)
 	$(PY) -m demo.stock $(ARGS)
 
-bench: $(STAMP) ## measure against the upstream code, WHAT="demo startup" -> out/bench/<what>.json
+bench: $(STAMP) ## measure against the upstream code, WHAT="demo startup data" -> out/bench/<what>.json
 	$(PY) -m benchmarks $(WHAT)
 
 test: $(STAMP) ## the tests: offline, on the CPU, under three minutes; ARGS="-m slow" for the slow ones

@@ -17,6 +17,7 @@ TARGETS = {
     "captioner": "captioner",
     "caption": "data",
     "shards": "data",
+    "verify": "data",
     "clip": "clip",
     "embed": "embed",
     "prior": "prior",
@@ -91,8 +92,9 @@ def dry_make(*words: str) -> list[str]:
 
 
 @pytest.mark.parametrize(("target", "name"), TARGETS.items())
-def test_target_takes_a_file_a_folder_or_the_demo(target: str, name: str) -> None:
-    assert f"--config 'configs/demo/{name}.json'" in dry_make(target)[0]
+def test_target_takes_a_file_a_folder_or_its_default(target: str, name: str) -> None:
+    home = "sportslogohistory" if name == "data" else "demo"
+    assert f"--config 'configs/{home}/{name}.json'" in dry_make(target)[0]
     assert f"--config 'configs/brand_logos/{name}.json'" in dry_make(target, "CONFIG=configs/brand_logos/")[0]
     assert "--config 'mine.json'" in dry_make(target, "CONFIG=mine.json")[0]
 
