@@ -19,6 +19,7 @@ REASONS: Final[dict[str, str]] = {
     "no_image": "the card shows no picture",
     "http_404": "the picture is not there",
     "truncated": "the picture came cut short, again and again",
+    "html_not_image": "a web page was served as a picture",
     "not_an_image": "something else was served as a picture",
     "broken": "the picture cannot be decoded",
     "duplicate": "the very same picture is already there",

@@ -1,22 +1,28 @@
 """Picture bytes -> images/<id>.<ext>, checked to be a whole picture; alpha and original bytes stay untouched.
 
 Types are read from the bytes, never from names or headers; a picture is decoded once, its look taken then.
+Sizes are read from the header before a pixel is decoded.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from PIL import Image
+
 from crest.errors import DataError
 from crest.images import decode
-from crest.records import content_id
 from scraper.fetch import Refused
 from scraper.likeness import Look, look_at
 
+MAX_MEGAPIXELS: Final = 64.0
+SVG_SIDE_PX: Final = 256
 _MAGIC: Final = (
     (b"\x89PNG\r\n\x1a\n", "png"),
     (b"\xff\xd8\xff", "jpg"),
@@ -24,6 +30,47 @@ _MAGIC: Final = (
     (b"GIF89a", "gif"),
     (b"BM", "bmp"),
 )
+_OTHER_MAGIC: Final = (
+    (b"II*\x00", "tiff"),
+    (b"MM\x00*", "tiff"),
+    (b"\x00\x00\x01\x00", "ico"),
+    (b"\x00\x00\x02\x00", "cur"),
+    (b"8BPS", "psd"),
+    (b"%PDF", "pdf"),
+    (b"%!PS", "eps"),
+    (b"\xff\x0a", "jxl"),
+    (b"\x00\x00\x00\x0cJXL ", "jxl"),
+    (b"\x00\x00\x00\x0cjP  ", "jp2"),
+    (b"\x1f\x8b", "gzip (svgz?)"),
+)
+"""Pictures that Crest knows and does not read."""
+_HTML_STARTS: Final = tuple(
+    f"<{name}".encode()
+    for name in ("!doctype html", "html", "head", "body", "title", "meta", "script", "div")
+)
+_SHOWN_BYTES: Final = 24
+_PROLOG_BYTES: Final = 1 << 16
+"""Comments and declarations before the root element of an SVG may be so long."""
+_ANIMATED: Final = frozenset({"png", "gif", "webp", "avif"})
+"""A JPEG may hold several pictures too (a phone's), but never an animation."""
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A whole picture, before anything is written."""
+
+    id: str
+    """of the source's own bytes"""
+    sha256: str
+    """of the source's own bytes, 64 hex digits"""
+    suffix: str
+    """file suffix of `stored`"""
+    stored: bytes
+    """what is kept: the source's own bytes, or the PNG that an SVG was drawn as"""
+    picture: Image.Image
+    """upright, RGB or RGBA; of an animation the first frame"""
+    look: Look
+    frames: int
 
 
 @dataclass(frozen=True)
@@ -36,16 +83,151 @@ class Kept:
     width_px: int
     height_px: int
     look: Look
+    sha256: str
+    frames: int
 
 
 def picture_type(content: bytes) -> str | None:
     """The file suffix that belongs to these bytes, or None when they are no picture that Crest reads."""
     if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
         return "webp"
-    return next((suffix for magic, suffix in _MAGIC if content.startswith(magic)), None)
+    for magic, suffix in _MAGIC:
+        if content.startswith(magic):
+            return suffix
+    if _brands(content) & {b"avif", b"avis"}:
+        return "avif"
+    return "svg" if _root_element(content) == b"svg" else None
 
 
-def keep_picture(content: bytes, where: str, data_dir: Path, body_path: Path | None = None) -> Kept:
+def _brands(content: bytes) -> set[bytes]:
+    """What a file of the ISO base media format says that it is; empty for any other."""
+    if content[4:8] != b"ftyp":
+        return set()
+    box = content[8 : min(int.from_bytes(content[:4], "big"), 256)]
+    return {box[at : at + 4] for at in range(0, len(box) - 3, 4)}
+
+
+def _text_start(content: bytes) -> bytes:
+    """The first kilobytes of what may be text, in one byte a letter."""
+    start = content[:_PROLOG_BYTES]
+    for mark, encoding in ((b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be")):
+        if start.startswith(mark):
+            return start[2:].decode(encoding, errors="replace").encode("ascii", errors="replace")
+    return start.removeprefix(b"\xef\xbb\xbf")
+
+
+def _root_element(content: bytes) -> bytes:
+    """Local name of the first element, behind declarations and comments; empty when there is none."""
+    text = _text_start(content)
+    at = 0
+    while True:
+        at += len(text[at:]) - len(text[at:].lstrip())
+        if text.startswith(b"<!--", at):
+            end, closing = text.find(b"-->", at + 4), 3
+        elif text.startswith(b"<?", at):
+            end, closing = text.find(b"?>", at), 2
+        elif text[at : at + 9].lower() == b"<!doctype":
+            bracket, plain = text.find(b"[", at), text.find(b">", at)
+            has_subset = -1 < bracket < plain
+            end, closing = (text.find(b"]", at), 1) if has_subset else (plain, 1)
+            if has_subset and end >= 0:
+                end = text.find(b">", end)
+        else:
+            break
+        if end < 0:
+            return b""
+        at = end + closing
+    if text[at : at + 1] != b"<":
+        return b""
+    name = bytearray()
+    for letter in text[at + 1 : at + 64]:
+        if not (chr(letter).isalnum() or letter in b":_-."):
+            break
+        name.append(letter)
+    return bytes(name).rpartition(b":")[2]
+
+
+def examine(
+    content: bytes, where: str, *, max_megapixels: float = MAX_MEGAPIXELS, svg_side_px: int = SVG_SIDE_PX
+) -> Examined:
+    """Check a picture, decode it and look at it; writes nothing.
+
+    Args:
+        content: bytes as they came.
+        where: what to name when it is refused.
+        max_megapixels: a larger picture is refused by its header.
+        svg_side_px: longest side that an SVG is drawn at.
+    Raises:
+        Refused: "not_an_image", "html_not_image", "unsupported_type", "too_many_pixels", "broken", or what
+            scraper/svg.py refuses.
+    """
+    suffix = picture_type(content)
+    if suffix is None:
+        raise _no_picture(content, where)
+    digest = hashlib.sha256(content).hexdigest()
+    stored, frames = content, 1
+    if suffix == "svg":
+        from scraper.svg import render_svg
+
+        stored, suffix = render_svg(content, where, svg_side_px), "png"
+    else:
+        frames = _frames_within(content, where, suffix, max_megapixels)
+    try:
+        picture = decode(stored, where)
+    except DataError as error:
+        raise Refused("broken", str(error)) from None
+    return Examined(digest[:16], digest, suffix, stored, picture, look_at(picture), frames)
+
+
+def _no_picture(content: bytes, where: str) -> Refused:
+    start = _text_start(content).lstrip()
+    if start[:16].lower().startswith(_HTML_STARTS) or _root_element(content).lower() == b"html":
+        return Refused("html_not_image", f"{where}: is a web page, expected a picture; leave it out.")
+    other = next((name for magic, name in _OTHER_MAGIC if content.startswith(magic)), None)
+    if other is None and _brands(content):
+        other = b"/".join(sorted(_brands(content))).decode("latin-1")
+    if other is not None:
+        return Refused(
+            "unsupported_type",
+            f"{where}: is {other}, expected PNG, JPEG, GIF, WebP, AVIF, BMP or SVG; "
+            "convert it or leave it out.",
+        )
+    shown = content[:_SHOWN_BYTES].decode("latin-1").strip()
+    return Refused("not_an_image", f"{where}: begins with {shown!r}, expected a picture; leave it out.")
+
+
+def _frames_within(content: bytes, where: str, suffix: str, max_megapixels: float) -> int:
+    """How many frames a picture has, after a look at its header alone.
+
+    Raises:
+        Refused: "too_many_pixels", or "broken" when there is no header.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as picture:
+            megapixels = picture.width * picture.height / 1e6
+            if megapixels <= max_megapixels:
+                return int(getattr(picture, "n_frames", 1)) if suffix in _ANIMATED else 1
+    except Image.DecompressionBombError:
+        megapixels = float("inf")
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise Refused(
+            "broken", f"{where}: is not a whole picture ({error}); fetch it again or remove it."
+        ) from None
+    raise Refused(
+        "too_many_pixels",
+        f"{where}: is larger than {max_megapixels:g} megapixels; leave it out or raise fetch.max_megapixels.",
+    )
+
+
+def keep_picture(
+    content: bytes,
+    where: str,
+    data_dir: Path,
+    body_path: Path | None = None,
+    *,
+    max_megapixels: float = MAX_MEGAPIXELS,
+    svg_side_px: int = SVG_SIDE_PX,
+) -> Kept:
     """Check a picture and put its bytes into images/, once for each content.
 
     Args:
@@ -53,22 +235,17 @@ def keep_picture(content: bytes, where: str, data_dir: Path, body_path: Path | N
         where: what to name when it is refused.
         data_dir: folder that holds images/.
         body_path: a file that already holds these bytes; linked rather than copied where the disk can.
+        max_megapixels: a larger picture is refused by its header.
+        svg_side_px: longest side that an SVG is drawn at.
     Raises:
-        Refused: "not_an_image" or "broken".
+        Refused: as `examine` says.
     """
-    suffix = picture_type(content)
-    if suffix is None:
-        shown = content[:24].decode("latin-1").strip()
-        raise Refused("not_an_image", f"{where}: begins with {shown!r}, expected a picture; leave it out.")
-    try:
-        picture = decode(content, where)
-    except DataError as error:
-        raise Refused("broken", str(error)) from None
-    name = content_id(content)
-    path = data_dir / "images" / f"{name}.{suffix}"
-    if not path.exists() or path.stat().st_size != len(content):
-        _put(path, content, body_path)
-    return Kept(name, f"images/{path.name}", picture.width, picture.height, look_at(picture))
+    found = examine(content, where, max_megapixels=max_megapixels, svg_side_px=svg_side_px)
+    path = data_dir / "images" / f"{found.id}.{found.suffix}"
+    if not path.exists() or path.stat().st_size != len(found.stored):
+        _put(path, found.stored, body_path if found.stored is content else None)
+    width_px, height_px = found.picture.size
+    return Kept(found.id, f"images/{path.name}", width_px, height_px, found.look, found.sha256, found.frames)
 
 
 def _put(path: Path, content: bytes, body_path: Path | None) -> None:

@@ -185,7 +185,7 @@ def test_scraper_reads_the_whole_site(site, tmp_path, capsys):
     collect(ScraperConfig.model_validate(values))
     report = json.loads((tmp_path / "crawl.json").read_text())
     assert report["counts"]["cards"] == 16
-    assert report["dropped"] == {"no_image": 2, "http_404": 1, "truncated": 1, "not_an_image": 1}
+    assert report["dropped"] == {"no_image": 2, "http_404": 1, "truncated": 1, "html_not_image": 1}
     assert report["counts"]["caption_completed"] == 2
     records = read_records(tmp_path / "records.jsonl")
     assert len(records) == 11

@@ -71,7 +71,7 @@ def test_every_mishap_is_a_counted_reason_and_none_ends_the_run(league, server, 
     }
     collect(shelf.config(source=source))
     report = json.loads((shelf.dir / "crawl.json").read_text())
-    assert report["dropped"] == {"http_404": 1, "truncated": 1, "not_an_image": 1, "robots": 1, "no_image": 1}
+    assert report["dropped"] == {"http_404": 1, "truncated": 1, "html_not_image": 1, "robots": 1, "no_image": 1}
     assert report["page_failures"] == {"http_404": 1}
     assert report["counts"]["cards"] == 7
     assert report["counts"]["kept"] == 2

@@ -38,7 +38,7 @@ def test_one_broken_picture_does_not_end_the_run(run, shelf, tmp_path, draw):
     (tmp_path / "mine" / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n but no more")
     (tmp_path / "mine" / "2.png").write_text("<html>")
     assert len(run()) == 1
-    assert read_manifest(shelf.dir, "records", "").dropped == {"broken": 1, "not_an_image": 1}
+    assert read_manifest(shelf.dir, "records", "").dropped == {"broken": 1, "html_not_image": 1}
 
 
 def test_pictures_without_captions_are_kept_and_counted(run, shelf, tmp_path, draw):

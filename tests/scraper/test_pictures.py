@@ -29,7 +29,7 @@ def test_type_comes_from_the_bytes(tmp_path, draw):
 def test_page_served_as_a_picture_is_not_one(tmp_path):
     with pytest.raises(Refused) as refused:
         keep_picture(b"<!DOCTYPE html><html>Please log in</html>", "http://x.example/a.png", tmp_path)
-    assert refused.value.reason == "not_an_image"
+    assert refused.value.reason == "html_not_image"
     assert not (tmp_path / "images").exists()
 
 
