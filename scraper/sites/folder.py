@@ -11,13 +11,17 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
 from crest.errors import DataError
 from crest.records import hash_of, read_jsonl
+from scraper.config import SourceConfig
 from scraper.cut_text import tidy
-from scraper.sites import Card
+from scraper.harvest import Drop
+from scraper.sites import Card, Item
+from scraper.sites import Listing as Entries
 
 SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"})
 NAME_COLUMNS: Final = ("file_name", "filename", "filepath", "file", "image", "path")
@@ -167,3 +171,18 @@ def _card(row: Mapping[str, Any], name: str) -> Card:
         or name,
         licence=str(row.get("licence") or row.get("license") or ""),
     )
+
+
+class Folder:
+    """A folder of pictures."""
+
+    def open(self, source: SourceConfig) -> Entries:
+        """List it; see `read_folder`."""
+        assert source.path is not None
+        folder, listing = source.path, read_folder(source.path)
+        items = (
+            Item(one.card, one.path.relative_to(folder).as_posix(), one.path.read_bytes)
+            for one in listing.cards
+        )
+        dropped = (Drop(reason, what) for reason, what in listing.dropped)
+        return Entries(chain(items, dropped), listing.fingerprint, len(listing.cards) + len(listing.dropped))
