@@ -33,12 +33,17 @@ def decode(content: bytes, where: str) -> Image.Image:
             if picture.width * picture.height > MAX_PIXELS:
                 raise ValueError(f"{picture.width} x {picture.height} pixels, over {MAX_PIXELS:,}")
             picture.load()
-            if picture.mode.startswith("I"):  # 16-bit grey, of which convert() would make white
-                return Image.fromarray((np.asarray(picture) / 257 + 0.5).astype(np.uint8)).convert("RGB")
-            mode = "RGBA" if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info else "RGB"
-            return picture.convert(mode)
+            return to_plain(picture)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{where}: is not a whole picture ({error}); fetch it again or remove it.") from None
+
+
+def to_plain(picture: Image.Image) -> Image.Image:
+    """A picture of any mode as RGBA where it has transparency, else as RGB."""
+    if picture.mode.startswith("I"):  # 16-bit grey, of which convert() would make white
+        return Image.fromarray((np.asarray(picture) / 257 + 0.5).astype(np.uint8)).convert("RGB")
+    mode = "RGBA" if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info else "RGB"
+    return picture.convert(mode)
 
 
 def read_image(path: Path) -> Image.Image:
@@ -51,8 +56,9 @@ def read_image(path: Path) -> Image.Image:
 
 def flatten(picture: Image.Image, background: tuple[int, int, int] = WHITE) -> Image.Image:
     """Composite a picture on a flat background: a black logo on nothing becomes black on white."""
+    picture = to_plain(picture)
     if picture.mode != "RGBA":
-        return picture.convert("RGB")
+        return picture
     canvas = Image.new("RGBA", picture.size, (*background, 255))
     return Image.alpha_composite(canvas, picture).convert("RGB")
 

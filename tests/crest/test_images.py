@@ -141,3 +141,18 @@ def test_grid_lays_pictures_row_by_row() -> None:
         1,
     ]
     assert images.grid(pictures, columns=9, gap_px=0).shape == (3, 4, 12)
+
+
+@pytest.mark.parametrize("mode", ["LA", "P", "1", "L", "CMYK"])
+def test_any_mode_flattens_to_what_it_shows(mode: str) -> None:
+    picture = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
+    picture.paste((0, 0, 0, 255), (1, 1, 3, 3))
+    if mode == "P":
+        given = picture.quantize(4)
+    elif mode == "LA":
+        given = picture.convert("LA")
+    else:
+        given = images.flatten(picture).convert(mode)
+    flat = images.flatten(given)
+    assert flat.mode == "RGB"
+    assert (flat.getpixel((0, 0)), flat.getpixel((2, 2))) == ((255, 255, 255), (0, 0, 0))
