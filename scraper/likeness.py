@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from hashlib import sha256
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageChops
+from PIL import Image, ImageChops, ImageOps
 
 from crest.images import flatten
 
@@ -28,6 +28,21 @@ _ASPECT_SLACK = 0.1
 """Aspects this much apart, as a difference of logarithms, belong to different logos."""
 
 
+BLANK: Final = 1
+INVISIBLE: Final = 2
+LOOK_DTYPE: Final = np.dtype(
+    [
+        ("pixels", "<u8"),
+        ("bits", "<u8"),
+        ("mirrored", "<u8"),
+        ("aspect", "<f4"),
+        ("flags", "u1"),
+        ("thumb", "u1", (THUMB_PX, THUMB_PX, 3)),
+    ]
+)
+"""A look as one row of fixed size; `flags` is a sum of `BLANK` and `INVISIBLE`."""
+
+
 @dataclass(frozen=True)
 class Look:
     """What screening needs to know of a picture."""
@@ -36,6 +51,8 @@ class Look:
     """hash of the picture on white, whatever file it came in"""
     bits: int
     """perceptual hash"""
+    mirrored_bits: int
+    """perceptual hash of the picture seen in a mirror"""
     aspect: float
     """width over height of the trimmed logo"""
     thumb: bytes
@@ -56,6 +73,7 @@ def look_at(picture: Image.Image) -> Look:
     return Look(
         pixels=sha256(repr(flat.size).encode() + flat.tobytes()).hexdigest()[:32],
         bits=perceptual_hash(small),
+        mirrored_bits=perceptual_hash(ImageOps.mirror(small)),
         aspect=width / height,
         thumb=small.reduce(_HASH_PX // THUMB_PX).tobytes(),
         is_blank=box is None,
@@ -99,14 +117,32 @@ def _waves() -> NDArray[np.float64]:
     return np.cos(np.pi / _HASH_PX * np.arange(8)[:, None] * samples[None, :])
 
 
+def pack_looks(looks: Sequence[Look]) -> NDArray[np.void]:
+    """Looks as rows of `LOOK_DTYPE`, for screening without objects and for files.
+
+    Returns:
+        looks (N,), structured.
+    """
+    rows = np.zeros(len(looks), dtype=LOOK_DTYPE)
+    for row, look in zip(rows, looks, strict=True):
+        row["pixels"] = int(look.pixels[:16], 16)
+        row["bits"], row["mirrored"] = look.bits, look.mirrored_bits
+        row["aspect"] = look.aspect
+        row["flags"] = BLANK * look.is_blank + INVISIBLE * look.is_invisible
+        row["thumb"] = np.frombuffer(look.thumb, dtype=np.uint8).reshape(THUMB_PX, THUMB_PX, 3)
+    return rows
+
+
 def look_to_json(look: Look) -> dict[str, object]:
     """The look as the journal keeps it."""
-    return {**asdict(look), "bits": f"{look.bits:016x}", "thumb": look.thumb.hex()}
+    bits = {"bits": f"{look.bits:016x}", "mirrored_bits": f"{look.mirrored_bits:016x}"}
+    return {**asdict(look), **bits, "thumb": look.thumb.hex()}
 
 
 def look_from_json(value: Mapping[str, Any]) -> Look:
     """The look that `look_to_json` wrote."""
-    return Look(**{**value, "bits": int(value["bits"], 16), "thumb": bytes.fromhex(value["thumb"])})
+    bits = {name: int(value[name], 16) for name in ("bits", "mirrored_bits")}
+    return Look(**{**value, **bits, "thumb": bytes.fromhex(value["thumb"])})
 
 
 def thumbs_of(looks: Sequence[Look]) -> NDArray[np.uint8]:
