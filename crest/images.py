@@ -17,6 +17,8 @@ from crest.errors import DataError
 MAX_PIXELS = 64_000_000  # a decompression bomb is refused, not decoded
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # Pillow only warns up to twice that, so decode() counts too
 WHITE = (255, 255, 255)
+_NOISE = 8
+"""Levels that the compression of a JPEG moves a flat colour by."""
 
 
 def decode(content: bytes, where: str) -> Image.Image:
@@ -42,8 +44,7 @@ def to_plain(picture: Image.Image) -> Image.Image:
     """A picture of any mode as RGBA where it has transparency, else as RGB."""
     if picture.mode.startswith("I"):  # 16-bit grey, of which convert() would make white
         return Image.fromarray((np.asarray(picture) / 257 + 0.5).astype(np.uint8)).convert("RGB")
-    mode = "RGBA" if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info else "RGB"
-    return picture.convert(mode)
+    return picture.convert("RGBA" if picture.has_transparency_data else "RGB")
 
 
 def read_image(path: Path) -> Image.Image:
@@ -73,9 +74,26 @@ def pad_square(picture: Image.Image, background: tuple[int, int, int] = WHITE) -
     return canvas
 
 
-def square(picture: Image.Image, side_px: int, background: tuple[int, int, int] = WHITE) -> Image.Image:
-    """Flatten, pad to a square and resize with antialiasing to (side_px, side_px)."""
-    padded = pad_square(flatten(picture, background), background)
+def ground_of(picture: Image.Image) -> tuple[int, int, int]:
+    """The one colour that a picture's whole border has: a navy card is padded navy; white where there is none.
+
+    Transparent borders are white, the ground that pictures are flattened on. The noise of a JPEG is no other
+    colour, and what is nearly white is white.
+    """
+    if picture.mode == "RGBA" and picture.getchannel("A").getextrema()[0] < 255:
+        return WHITE
+    pixels = np.asarray(picture.convert("RGB"))
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]).astype(np.int16)
+    ground = np.median(border, axis=0).astype(np.int16)
+    if np.abs(border - ground).max() > _NOISE or ground.min() >= 255 - _NOISE:
+        return WHITE
+    return int(ground[0]), int(ground[1]), int(ground[2])
+
+
+def square(picture: Image.Image, side_px: int) -> Image.Image:
+    """Flatten on white, pad to a square with the picture's own ground, resize with antialiasing to side_px."""
+    background = WHITE if picture.width == picture.height else ground_of(picture)
+    padded = pad_square(flatten(picture), background)
     if padded.size == (side_px, side_px):
         return padded
     resampling = Image.Resampling.LANCZOS if padded.width > side_px else Image.Resampling.BICUBIC
