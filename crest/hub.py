@@ -1,0 +1,156 @@
+"""Published weights by name: a repository of the Hugging Face hub, or of a mirror, as a local folder.
+
+The only file that knows huggingface_hub. HF_ENDPOINT names a mirror, HF_HUB_OFFLINE and HF_HOME mean what they
+mean there. A hub that can't be reached is told at once, in one sentence, unless the repository was had before.
+Takes configuration, vocabularies and weights only: no code from a repository is ever run or even fetched.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from crest.errors import FetchError
+from crest.records import read_json
+
+DEFAULT_ENDPOINT: Final = "https://huggingface.co"
+PATIENCE_S: Final = 10.0
+_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_SMALL: Final = (".json", ".txt", ".model", ".jinja", ".tiktoken")
+_WEIGHTS: Final = (
+    re.compile(r"model(-\d+-of-\d+)?\.safetensors"),
+    re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin"),
+)
+"""The best form first; a repository that has both is taken in one."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One state of a repository, on this machine."""
+
+    folder: Path
+    commit: str
+    """40 hex digits"""
+
+
+def is_hub_name(place: str) -> bool:
+    """Whether this could be a repository's name ("owner/name") rather than a path."""
+    return _NAME.fullmatch(place) is not None and not Path(place).exists()
+
+
+def endpoint() -> str:
+    """The hub that is asked: HF_ENDPOINT, else the public one."""
+    return (os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
+
+
+def wanted(names: Sequence[str]) -> list[str]:
+    """Which files of a repository are needed to load it: small ones of its top folder, and one form of weights."""
+    chosen = [name for name in names if "/" not in name and name.endswith(_SMALL)]
+    for form in _WEIGHTS:
+        weights = [name for name in names if form.fullmatch(name)]
+        if weights:
+            return sorted(chosen + weights)
+    return sorted(chosen)
+
+
+def fetch(name: str, revision: str | None = None, *, cache_dir: Path | None = None) -> Snapshot:
+    """Download what is needed of a repository, or take it from the cache.
+
+    Args:
+        revision: commit, branch or tag; None: the default branch.
+        cache_dir: None: the hub's own cache (HF_HOME).
+    Raises:
+        FetchError: no such repository or revision, no right to read it, or a hub that does not answer and a
+            cache that lacks it.
+    """
+    import httpx2
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    hub, at = endpoint(), f" at {revision}" if revision else ""
+    try:
+        # asked first and once: the library would try again and again for every single file
+        info = HfApi(endpoint=hub).model_info(name, revision=revision, timeout=PATIENCE_S)
+    except GatedRepoError:
+        raise FetchError(
+            f"{name}: its owner asks for consent first; accept the terms at {hub}/{name} and set HF_TOKEN."
+        ) from None
+    except RepositoryNotFoundError:
+        raise FetchError(
+            f"{name}: is no folder on this machine, and {hub} has no such repository (or HF_TOKEN may not "
+            "read it); check the name."
+        ) from None
+    except RevisionNotFoundError:
+        raise FetchError(f"{name}: {hub} has no revision {revision}; check caption.revision.") from None
+    except (OfflineModeIsEnabled, HfHubHTTPError, httpx2.HTTPError, ValueError) as error:
+        known = _cached(name, revision, cache_dir)
+        if known is not None:
+            return known
+        why = "HF_HUB_OFFLINE is set" if isinstance(error, OfflineModeIsEnabled) else _told(error)
+        raise FetchError(
+            f"{name}: is no folder on this machine, and {hub} could not be asked for it{at} ({why}); connect, "
+            "set HF_ENDPOINT to a mirror, or download the repository and name its folder."
+        ) from None
+    commit = str(info.sha)
+    names = wanted([sibling.rfilename for sibling in info.siblings or ()])
+    if "config.json" not in names:
+        raise FetchError(f"{name}: holds no config.json at {commit[:12]}, so no model; check the name.")
+    try:
+        paths = [
+            hf_hub_download(name, file, revision=commit, endpoint=hub, cache_dir=cache_dir) for file in names
+        ]
+    except (LocalEntryNotFoundError, HfHubHTTPError, httpx2.HTTPError) as error:
+        raise FetchError(
+            f"{name}: {hub} stopped answering in mid-download ({_told(error)}); run the same command again, "
+            "what came is kept."
+        ) from None
+    _note(Path(paths[0]).parent, revision or "main", commit)
+    return Snapshot(Path(paths[0]).parent, commit)
+
+
+def _note(folder: Path, revision: str, commit: str) -> None:
+    """Remember which commit a branch or tag meant, as the hub's own cache does, for when there is no hub."""
+    path = folder.parents[1] / "refs" / revision
+    if revision != commit:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(commit, encoding="utf-8")
+
+
+def _cached(name: str, revision: str | None, cache_dir: Path | None) -> Snapshot | None:
+    """A snapshot that was downloaded whole before."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found: Any = try_to_load_from_cache(name, "config.json", cache_dir=cache_dir, revision=revision)
+    if not isinstance(found, str):
+        return None
+    folder = Path(found).parent
+    return Snapshot(folder, folder.name) if is_whole(folder) else None
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a folder has a configuration and all the weights that it speaks of."""
+    if not (folder / "config.json").exists():
+        return False
+    for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+        if (folder / index).exists():
+            return all(
+                (folder / part).exists() for part in set(read_json(folder / index)["weight_map"].values())
+            )
+    return (folder / "model.safetensors").exists() or (folder / "pytorch_model.bin").exists()
+
+
+def _told(error: Exception) -> str:
+    """The first line of an error, without the library's advice."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip().rstrip(".") if lines else type(error).__name__
