@@ -17,8 +17,8 @@ from caption_train.config import CaptionDataConfig
 from crest.augment import shift
 from crest.errors import DataError
 from crest.images import read_image, square, to_array
+from crest.pixels import batch_numbers, open_pictures
 from crest.records import Record, hash_of, read_records
-from crest.shards import batch_numbers, open_pictures
 from crest.world import Draw, World
 
 if TYPE_CHECKING:

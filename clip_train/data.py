@@ -12,7 +12,7 @@ from torch import Tensor
 from clip_train.config import ClipDataConfig
 from crest.augment import shift
 from crest.models.clip import ClipModel
-from crest.shards import Pictures, batch_numbers, open_pictures
+from crest.pixels import Pictures, batch_numbers, open_pictures
 from crest.world import Draw, World
 
 

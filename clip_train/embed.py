@@ -10,7 +10,7 @@ from crest.config import run_command
 
 if TYPE_CHECKING:
     from crest.models.clip import ClipEncoder
-    from crest.shards import Pictures
+    from crest.pixels import Pictures
 
 
 def check(config: EmbedConfig) -> None:
@@ -29,8 +29,8 @@ def main(config: EmbedConfig) -> None:
 
     from crest.embeddings import finish_embeddings, write_embedding_shard
     from crest.models.clip import load_clip
+    from crest.pixels import open_pictures
     from crest.records import SPLITS, read_json, write_json
-    from crest.shards import open_pictures
     from crest.world import pick_device
 
     clip = load_clip(config.model.clip, pick_device(config.model.device))

@@ -75,15 +75,16 @@ def pad_square(picture: Image.Image, background: tuple[int, int, int] = WHITE) -
 
 
 def ground_of(picture: Image.Image) -> tuple[int, int, int]:
-    """The one colour that a picture's whole border has: a navy card is padded navy; white where there is none.
+    """The one colour of a picture's whole border, so that a navy card is padded navy; white if there is none.
 
     Transparent borders are white, the ground that pictures are flattened on. The noise of a JPEG is no other
     colour, and what is nearly white is white.
     """
-    if picture.mode == "RGBA" and picture.getchannel("A").getextrema()[0] < 255:
-        return WHITE
-    pixels = np.asarray(picture.convert("RGB"))
+    pixels = np.asarray(picture.convert("RGBA"))
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]).astype(np.int16)
+    if border[:, 3].min() < 255:
+        return WHITE
+    border = border[:, :3]
     ground = np.median(border, axis=0).astype(np.int16)
     if np.abs(border - ground).max() > _NOISE or ground.min() >= 255 - _NOISE:
         return WHITE
@@ -91,7 +92,7 @@ def ground_of(picture: Image.Image) -> tuple[int, int, int]:
 
 
 def square(picture: Image.Image, side_px: int) -> Image.Image:
-    """Flatten on white, pad to a square with the picture's own ground, resize with antialiasing to side_px."""
+    """Flatten on white, pad square with the picture's own ground, resize with antialiasing to side_px."""
     background = WHITE if picture.width == picture.height else ground_of(picture)
     padded = pad_square(flatten(picture), background)
     if padded.size == (side_px, side_px):

@@ -1,43 +1,39 @@
 """Write and read WebDataset shards, and bring their pictures to one size, once.
 
-The only file that knows webdataset. A sample is `<id>.png` (alpha kept), `<id>.txt` (its caption) and
-`<id>.json` (what is known of it). `open_pictures` decodes a split once into a memory-mapped file of one side
-length, so that every later epoch reads pixels at the speed of memory and any sample can be reached by number:
-that is what makes data order a pure function of the seed.
+A sample is `<id>.png` (alpha kept; webp and jpg on request), `<id>.txt` (its caption) and `<id>.json` (what
+is known of it). Reading stops at the first damage unless it is told how much of it to skip. Refuses to decode
+pictures, but for `check_shards`: that is crest/pixels.py.
 """
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
-import tarfile
-import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final
 
-import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from crest.errors import DataError
-from crest.images import decode, square, to_array
+from crest.images import decode
 from crest.records import (
     SPLITS,
     Manifest,
     Split,
     file_hash,
     hash_of,
+    read_json,
     read_manifest,
     write_manifest,
 )
+from crest.tars import MADE_BY, read_tar, write_tar
 
-MADE_BY = "python -m scraper.pack (make shards)"
-ABANDONED_S = 600
-"""After so long without a byte, a half-decoded file has no writer any more."""
+PICTURE_KINDS: Final = ("png", "jpg", "jpeg", "webp")
 
 
 @dataclass(frozen=True)
@@ -46,9 +42,59 @@ class Sample:
 
     id: str
     image: bytes
-    """a PNG file, RGBA where the source had transparency"""
+    """a whole picture file, RGBA where the source had transparency"""
     caption: str
+    """the heaviest of its captions"""
     meta: Mapping[str, Any]
+    kind: str = "png"
+    """what the picture file is: one of PICTURE_KINDS"""
+
+    def members(self) -> dict[str, bytes]:
+        """The sample as a tar holds it: kind -> content."""
+        return {
+            "json": json.dumps(dict(self.meta), ensure_ascii=False, sort_keys=True).encode(),
+            self.kind: self.image,
+            "txt": self.caption.encode(),
+        }
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something in a shard that is not as it was written."""
+
+    reason: str
+    """missing, unknown, wrong_size, wrong_hash, wrong_count, broken_tar, no_picture, no_caption, broken_json
+    or broken_picture"""
+    tar: str
+    sample: str
+    """id of the sample; empty when it is the tar"""
+    said: str
+    """one sentence: where, what, and what to do"""
+    samples: int = 1
+    """how many samples it costs"""
+
+
+@dataclass
+class Tolerance:
+    """How much damage reading skips before it stops, and what it has skipped."""
+
+    max_share: float
+    """of the samples of a split"""
+    problems: list[Problem] = field(default_factory=list)
+
+    def take(self, problem: Problem, expected: int, where: Path) -> None:
+        """Note one problem.
+
+        Raises:
+            DataError: more than the share is lost.
+        """
+        self.problems.append(problem)
+        lost = sum(problem.samples for problem in self.problems)
+        if lost > self.max_share * expected:
+            raise DataError(
+                f"{where}: {lost} of {expected} samples are damaged, expected at most a share of "
+                f"{self.max_share:g} (the first: {self.problems[0].said})"
+            )
 
 
 def write_shards(
@@ -67,195 +113,212 @@ def write_shards(
     Raises:
         DataError: no sample at all.
     """
-    import webdataset
-
     folder.mkdir(parents=True, exist_ok=True)
-    files: dict[str, int] = {}
-    hashes: dict[str, str] = {}
-    counts: dict[str, int] = {}
+    tars: dict[str, int] = {}
     for split in SPLITS:
         shard: list[Sample] = []
-        number = counts[split] = 0
+        number = 0
         for sample in tqdm(samples.get(split, ()), desc=f"pack {split}", unit="logo", disable=None):
             shard.append(sample)
-            counts[split] += 1
             if len(shard) == samples_per_shard:
-                _write_one(webdataset, folder / f"{split}-{number:06d}.tar", shard, files, hashes)
+                _write_one(folder / tar_name(split, number), shard, tars)
                 shard, number = [], number + 1
         if shard:
-            _write_one(webdataset, folder / f"{split}-{number:06d}.tar", shard, files, hashes)
-    if not files:
+            _write_one(folder / tar_name(split, number), shard, tars)
+    return finish_shards(folder, tars, parents=parents, dropped=dropped, details=details)
+
+
+def tar_name(split: str, number: int) -> str:
+    """What the tar of this number (from 0) is called."""
+    return f"{split}-{number:06d}.tar"
+
+
+def _write_one(path: Path, shard: list[Sample], tars: dict[str, int]) -> None:
+    write_tar(path, ((sample.id, sample.members()) for sample in shard))
+    tars[path.name] = len(shard)
+
+
+def finish_shards(
+    folder: Path,
+    tars: Mapping[str, int],
+    *,
+    parents: Mapping[str, str],
+    dropped: Mapping[str, int] | None = None,
+    details: Mapping[str, Any] | None = None,
+    hashes: Mapping[str, str] | None = None,
+) -> Manifest:
+    """Remove tars that are not of these, and write the manifest.
+
+    Args:
+        tars: name -> samples, the whole folder.
+        hashes: name -> SHA-256, where they are known already.
+    Raises:
+        DataError: no tar at all.
+    """
+    if not tars:
         raise DataError(f"{folder}: no sample was left to pack; look at the reasons in the dropped counts.")
     for stale in folder.glob("*.tar"):
-        if stale.name not in files:
+        if stale.name not in tars:
             stale.unlink()
+    known = hashes or {name: file_hash(folder / name) for name in tars}
     manifest = Manifest(
         kind="shards",
-        hash=hash_of(hashes),
-        counts=counts,
+        hash=hash_of({name: known[name] for name in tars}),
+        counts={
+            split: sum(count for name, count in tars.items() if name.startswith(f"{split}-"))
+            for split in SPLITS
+        },
         dropped=dict(dropped or {}),
         parents=dict(parents),
-        files=files,
-        details=dict(details or {}),
+        files={name: (folder / name).stat().st_size for name in tars},
+        details={
+            **(details or {}),
+            "tars": {name: {"samples": count, "sha256": known[name]} for name, count in tars.items()},
+        },
     )
     write_manifest(folder, manifest)
     return manifest
 
 
-def _write_one(
-    webdataset: Any, path: Path, shard: list[Sample], files: dict[str, int], hashes: dict[str, str]
-) -> None:
-    part = path.with_name(path.name + ".part")
-    try:
-        with (
-            part.open("wb") as stream,
-            webdataset.TarWriter(stream, mtime=0.0, user="crest", group="crest") as writer,
-        ):
-            for sample in shard:
-                writer.write(
-                    {
-                        "__key__": sample.id,
-                        "json": json.dumps(dict(sample.meta), ensure_ascii=False, sort_keys=True).encode(),
-                        "png": sample.image,
-                        "txt": sample.caption.encode(),
-                    }
-                )
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    files[path.name] = path.stat().st_size
-    hashes[path.name] = file_hash(path)
-
-
-def read_samples(folder: Path, split: Split) -> Iterator[Sample]:
+def read_samples(folder: Path, split: Split, tolerance: Tolerance | None = None) -> Iterator[Sample]:
     """Stream a split's samples in the order in which they were packed.
 
+    Args:
+        folder: of shards.
+        split: which of them.
+        tolerance: what damage is skipped and noted; None stops at the first.
     Raises:
         DataError: shards unfinished, cut short or without a picture or caption.
     """
-    import webdataset
-
-    manifest = read_manifest(folder, "shards", MADE_BY)
+    manifest = any_manifest(folder) if tolerance else read_manifest(folder, "shards", MADE_BY)
     for name in sorted(name for name in manifest.files if name.startswith(f"{split}-")):
-        path = folder / name
-        try:
-            # webdataset would rather skip a broken file than stop at it
-            dataset = webdataset.WebDataset(
-                str(path),
-                shardshuffle=False,
-                empty_check=False,
-                handler=_reraise,
-                nodesplitter=_whole,  # every process decodes for itself
-            )
-            for entry in dataset:
-                yield _sample(entry, path)
-        except (tarfile.TarError, EOFError, OSError) as error:
-            raise DataError(f"{path}: is not a whole tar ({error}); run {MADE_BY} again.") from None
+        for found in read_one(folder / name, _samples_of(manifest, name)):
+            if isinstance(found, Sample):
+                yield found
+            elif tolerance is None:
+                raise DataError(found.said)
+            else:
+                tolerance.take(found, manifest.counts.get(split, 0), folder)
 
 
-def _whole(urls: Iterable[Any]) -> Iterable[Any]:
-    return urls
+def any_manifest(folder: Path) -> Manifest:
+    """The manifest, whatever became of the files that it names."""
+    path = folder / "manifest.json"
+    if not path.exists():
+        return read_manifest(folder, "shards", MADE_BY)  # says what is wrong
+    return Manifest(**read_json(path))
 
 
-def _reraise(error: Exception) -> bool:
-    raise error
+def _samples_of(manifest: Manifest, name: str) -> int:
+    """How many samples a tar was written with."""
+    noted = manifest.details.get("tars", {}).get(name)
+    if noted:
+        return int(noted["samples"])
+    split = name.partition("-")[0]
+    siblings = sum(other.startswith(f"{split}-") for other in manifest.files)
+    return -(-manifest.counts.get(split, 0) // siblings)
 
 
-def _sample(entry: Mapping[str, Any], path: Path) -> Sample:
-    key = str(entry.get("__key__", "?"))
-    image = next((entry[name] for name in ("png", "jpg", "jpeg", "webp") if name in entry), None)
-    if image is None or "txt" not in entry:
-        missing = "picture" if image is None else "caption (.txt)"
-        raise DataError(f"{path}: sample {key} has no {missing}; run {MADE_BY} again.")
-    meta = json.loads(entry["json"]) if "json" in entry else {}
-    return Sample(key, cast(bytes, image), entry["txt"].decode(), meta)
+def read_one(path: Path, expected: int) -> Iterator[Sample | Problem]:
+    """The samples of one tar and what is wrong with it, in order; its pictures are not decoded.
 
-
-@dataclass(frozen=True)
-class Pictures:
-    """A split at one size, reachable by number."""
-
-    ids: list[str]
-    captions: list[str]
-    groups: list[str]
-    pixels: NDArray[np.uint8]
-    """(N, 3, side, side), memory-mapped"""
-    shards_hash: str
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def floats(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The pictures of these numbers, (B, 3, side, side) in [0, 1]."""
-        return self.pixels[numbers].astype(np.float32) / 255.0
-
-
-def open_pictures(folder: Path, split: Split, side_px: int) -> Pictures:
-    """A split's pictures, flattened on white, padded square and resized with antialiasing, decoded once.
-
-    The pixels are kept in `<folder>/../pixels/`, named after the shards' hash, and are made again when it
-    changes.
+    Args:
+        path: of the tar.
+        expected: samples that it was written with.
     """
-    manifest = read_manifest(folder, "shards", MADE_BY)
-    cache = folder.parent / "pixels"
-    stem = f"{split}-{side_px}-{manifest.hash}"
-    index_path, pixel_path = cache / f"{stem}.json", cache / f"{stem}.u8"
-    if not index_path.exists():
-        _decode_split(folder, split, side_px, manifest.counts.get(split, 0), index_path, pixel_path)
-    rows = json.loads(index_path.read_text(encoding="utf-8"))
-    shape = (len(rows), 3, side_px, side_px)
-    pixels: NDArray[np.uint8] = (
-        np.memmap(pixel_path, dtype=np.uint8, mode="r", shape=shape) if rows else np.zeros(shape, np.uint8)
-    )
-    return Pictures(
-        [row["id"] for row in rows],
-        [row["caption"] for row in rows],
-        [row["group"] for row in rows],
-        pixels,
-        manifest.hash,
-    )
-
-
-def _decode_split(
-    folder: Path, split: Split, side_px: int, count: int, index_path: Path, pixel_path: Path
-) -> None:
-    index_path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(index_path.parent)
-    # several processes may start at once: each writes its own part, the last rename wins with equal bytes
-    part, index_part = (
-        path.with_name(f"{path.name}.{os.getpid()}.part") for path in (pixel_path, index_path)
-    )
-    rows = []
+    seen = 0
     try:
-        with part.open("wb") as stream:
-            for sample in tqdm(
-                read_samples(folder, split),
-                total=count,
-                desc=f"decode {split} at {side_px} px",
-                unit="logo",
-                disable=None,
-            ):
-                picture = square(decode(sample.image, f"{folder} {sample.id}"), side_px)
-                stream.write(to_array(picture).tobytes())
-                rows.append(
-                    {"id": sample.id, "caption": sample.caption, "group": sample.meta.get("group", sample.id)}
-                )
-        part.replace(pixel_path)
-        index_part.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
-        index_part.replace(index_path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        index_part.unlink(missing_ok=True)
-        raise
+        for key, members in read_tar(path):
+            seen += 1
+            yield _sample(path, key, members)
+    except DataError as error:
+        reason = "broken_tar" if path.exists() else "missing"
+        yield Problem(reason, path.name, "", str(error), max(1, expected - seen))
 
 
-def _sweep(cache: Path) -> None:
-    """Remove what killed processes had half decoded: a living one, here or elsewhere, writes all the time."""
-    for part in cache.glob("*.part"):
-        with contextlib.suppress(FileNotFoundError):  # another process sweeps too
-            if time.time() - part.stat().st_mtime > ABANDONED_S:
-                part.unlink()
+def _sample(path: Path, key: str, members: Mapping[str, bytes]) -> Sample | Problem:
+    def problem(reason: str, what: str) -> Problem:
+        return Problem(reason, path.name, key, f"{path}: sample {key} {what}; run {MADE_BY} again.")
+
+    kind = next((kind for kind in PICTURE_KINDS if kind in members), None)
+    if kind is None:
+        return problem("no_picture", "has no picture")
+    try:
+        caption = members["txt"].decode()
+    except KeyError:
+        return problem("no_caption", "has no caption (.txt)")
+    except UnicodeDecodeError as error:
+        return problem("no_caption", f"has a caption that is no UTF-8 ({error})")
+    try:
+        meta = json.loads(members.get("json", b"{}"))
+    except ValueError as error:
+        return problem("broken_json", f"has no readable JSON ({error})")
+    return Sample(key, members[kind], caption, meta, kind)
+
+
+def check_shards(folder: Path) -> list[Problem]:
+    """Compare finished shards with what they were written as: files, hashes, tars, members, whole pictures.
+
+    Returns:
+        everything that is wrong, tar by tar; nothing when all is well.
+    Raises:
+        DataError: there are no finished shards.
+    """
+    manifest = any_manifest(folder)
+    problems: list[Problem] = []
+    hashes: dict[str, str] = {}
+    for name in tqdm(manifest.files, desc="check shards", unit="tar", disable=None):
+        problems += _check_tar(folder / name, manifest, hashes)
+    for path in sorted(folder.glob("*.tar")):
+        if path.name not in manifest.files:
+            said = f"{path}: is not in manifest.json; remove it or run {MADE_BY} again."
+            problems.append(Problem("unknown", path.name, "", said, 0))
+    if not problems and hash_of(hashes) != manifest.hash:
+        said = f"{folder}: the tars are not those that manifest.json was made of; run {MADE_BY} again."
+        problems.append(Problem("wrong_hash", "", "", said, 0))
+    return problems
+
+
+def _check_tar(path: Path, manifest: Manifest, hashes: dict[str, str]) -> list[Problem]:
+    noted = manifest.details.get("tars", {}).get(path.name, {})
+    if not path.exists():
+        said = f"{path}: is missing; run {MADE_BY} again."
+        return [Problem("missing", path.name, "", said, _samples_of(manifest, path.name))]
+    problems = []
+
+    def note(reason: str, what: str) -> None:
+        said = f"{path}: {what}; run {MADE_BY} again."
+        problems.append(Problem(reason, path.name, "", said, 0))
+
+    found = hashes[path.name] = file_hash(path)
+    if path.stat().st_size != manifest.files[path.name]:
+        note("wrong_size", f"is {path.stat().st_size} bytes, expected {manifest.files[path.name]}")
+    if found != noted.get("sha256", found):
+        note("wrong_hash", f"has the SHA-256 {found[:16]}…, expected {noted['sha256'][:16]}…")
+    entries = list(_checked(path, _samples_of(manifest, path.name)))
+    problems += [entry for entry in entries if entry is not None]
+    if noted and not problems and len(entries) != noted["samples"]:
+        note("wrong_count", f"holds {len(entries)} samples, expected {noted['samples']}")
+    return problems
+
+
+def _checked(path: Path, expected: int) -> Iterator[Problem | None]:
+    """What is wrong with each sample of a tar, its picture decoded."""
+
+    def check(found: Sample | Problem) -> Problem | None:
+        if isinstance(found, Problem):
+            return found
+        try:
+            decode(found.image, f"{path}: sample {found.id}")
+        except DataError as error:
+            return Problem("broken_picture", path.name, found.id, str(error))
+        return None
+
+    cores = os.cpu_count() or 1
+    entries = read_one(path, expected)
+    with ThreadPoolExecutor(cores) as pool:
+        while some := list(islice(entries, 16 * cores)):
+            yield from pool.map(check, some)
 
 
 def png_bytes(picture: Any) -> bytes:
@@ -263,27 +326,3 @@ def png_bytes(picture: Any) -> bytes:
     stream = io.BytesIO()
     picture.save(stream, format="PNG", compress_level=3)
     return stream.getvalue()
-
-
-def batch_numbers(seed: int, size: int, batch_size: int, step: int) -> NDArray[np.int64]:
-    """Which samples step `step` (from 0) reads: epochs are seeded permutations, laid end to end.
-
-    Every sample is seen once an epoch and none is dropped at its end; a batch larger than the data is
-    refused.
-
-    Raises:
-        DataError: fewer samples than one batch.
-    """
-    if size < batch_size:
-        raise DataError(
-            f"optim.batch_size: found {batch_size}, but the training split holds {size} samples; "
-            f"set it to {size} or less."
-        )
-    first = step * batch_size
-    numbers: list[NDArray[np.int64]] = []
-    while sum(map(len, numbers)) < batch_size:
-        position = first + sum(map(len, numbers))
-        epoch, offset = divmod(position, size)
-        order = np.random.default_rng([seed, epoch]).permutation(size)
-        numbers.append(order[offset : offset + batch_size - sum(map(len, numbers))])
-    return np.concatenate(numbers)

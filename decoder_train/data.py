@@ -11,8 +11,8 @@ from torch import Tensor
 
 from crest.embeddings import EmbeddingShard, embeddings_parents, read_embeddings
 from crest.errors import DataError
+from crest.pixels import Pictures, batch_numbers, open_pictures
 from crest.records import Split
-from crest.shards import Pictures, batch_numbers, open_pictures
 from crest.world import Draw, World
 
 

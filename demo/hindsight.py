@@ -19,7 +19,7 @@ from demo.wording import OTHER_NAMES
 
 if TYPE_CHECKING:
     from crest.models.clip import ClipEncoder
-    from crest.shards import Pictures
+    from crest.pixels import Pictures
     from demo.league import Logo
 
 SIDE_PX: Final = 64
@@ -168,7 +168,7 @@ def measure_retrieval(clips: Mapping[str, str], shards: Path, path: Path, device
     from clip_train.data import number_captions
     from clip_train.retrieval import retrieval_metrics
     from crest.models.clip import load_clip
-    from crest.shards import open_pictures
+    from crest.pixels import open_pictures
     from crest.world import pick_device
 
     figures: dict[str, float] = {}

@@ -143,7 +143,7 @@ def _queries(retrieval: Mapping[str, Any], shards: Path) -> str:
         return ""
     from PIL import Image
 
-    from crest.shards import open_pictures
+    from crest.pixels import open_pictures
 
     pictures = open_pictures(shards, "test", SIDE_PX)
     number = {name: place for place, name in enumerate(pictures.ids)}

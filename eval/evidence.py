@@ -158,7 +158,7 @@ def _common_side(systems: Sequence[System]) -> int:
 
 
 def _real(shards: Path, split: Any, side_px: int, reference: Encoder, batch_size: int) -> Gallery | None:
-    from crest.shards import open_pictures
+    from crest.pixels import open_pictures
 
     pictures = open_pictures(shards, split, side_px)
     if not len(pictures):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from crest.embeddings import EmbeddingShard
-from crest.shards import batch_numbers
+from crest.pixels import batch_numbers
 from crest.world import Draw, World
 
 

@@ -15,8 +15,8 @@ from crest.embeddings import EmbeddingShard, embeddings_parents, read_embeddings
 from crest.errors import ConfigError, WeightsError
 from crest.models.clip import TextFeatures
 from crest.models.prior import KIND, Prior, PriorSpec, load_prior, sample_image_embed
+from crest.pixels import open_pictures
 from crest.records import Split
-from crest.shards import open_pictures
 from crest.world import Draw, World
 from prior_train.config import PriorTrainConfig
 from prior_train.data import PriorBatch, batches, rows

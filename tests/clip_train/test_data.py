@@ -8,7 +8,7 @@ import torch
 from clip_train.config import ClipDataConfig
 from clip_train.data import ClipData, augment, number_captions
 from crest.models.clip import load_clip_model
-from crest.shards import open_pictures
+from crest.pixels import open_pictures
 from crest.world import Draw, open_world
 
 

@@ -10,7 +10,8 @@ import torch
 
 from crest.embeddings import embeddings_parents, read_embeddings
 from crest.models.clip import load_clip
-from crest.shards import open_pictures, read_samples
+from crest.pixels import open_pictures
+from crest.shards import read_samples
 
 
 @pytest.fixture

@@ -14,8 +14,9 @@ import webdataset
 from PIL import Image
 
 from crest.errors import DataError
+from crest.pixels import batch_numbers, open_pictures
 from crest.records import Manifest, Split, write_manifest
-from crest.shards import Sample, batch_numbers, open_pictures, png_bytes, read_samples, write_shards
+from crest.shards import Sample, png_bytes, read_samples, write_shards
 
 Picture = Image.Image
 

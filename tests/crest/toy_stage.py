@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from crest.config import OptimConfig, RunConfig
 from crest.loop import fit
+from crest.pixels import batch_numbers
 from crest.records import Split
-from crest.shards import batch_numbers
 from crest.world import Draw, World
 
 SAMPLES = 40

@@ -1,0 +1,118 @@
+"""Tar files of samples, as WebDataset lays them out: members `<key>.<kind>`, one sample after the other.
+
+Written with the standard library, byte for byte as webdataset's own writer does, because importing that costs
+every worker seconds. Refuses to end silently where a header is damaged, as both it and tarfile do.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Final
+
+from crest.errors import DataError
+
+OWNER: Final = "crest"
+MADE_BY: Final = "python -m scraper.pack (make shards)"
+_MODE: Final = 0o444
+
+
+class TarPart:
+    """A tar in the making under a `.part` name: `finish()` gives it its name, leaving without it removes it.
+
+    The bytes depend on the samples alone: no times, no owners.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.samples = 0
+        self._part = path.with_name(path.name + ".part")
+        self._stream: IO[bytes] = self._part.open("wb")
+        self._size_bytes = 0
+
+    def __enter__(self) -> TarPart:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+        self._part.unlink(missing_ok=True)
+
+    def size_with(self, members: Mapping[str, bytes]) -> int:
+        """Bytes that the finished tar would have with one more sample."""
+        blocks = sum(1 + -(-len(content) // tarfile.BLOCKSIZE) for content in members.values())
+        size_bytes = self._size_bytes + (blocks + 2) * tarfile.BLOCKSIZE
+        return -(-size_bytes // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
+
+    def add(self, key: str, members: Mapping[str, bytes]) -> None:
+        """Append one sample, its members in the order of their kinds."""
+        for kind in sorted(members):
+            content = members[kind]
+            info = tarfile.TarInfo(f"{key}.{kind}")
+            info.size, info.mode, info.mtime = len(content), _MODE, 0
+            info.uname = info.gname = OWNER
+            self._write(info.tobuf(tarfile.USTAR_FORMAT))
+            self._write(content)
+            self._write(bytes(-len(content) % tarfile.BLOCKSIZE))
+        self.samples += 1
+
+    def _write(self, content: bytes) -> None:
+        self._stream.write(content)
+        self._size_bytes += len(content)
+
+    def finish(self) -> int:
+        """Close and rename; returns the size in bytes."""
+        self._write(bytes(2 * tarfile.BLOCKSIZE))
+        self._write(bytes(-self._size_bytes % tarfile.RECORDSIZE))
+        self._stream.flush()
+        os.fsync(self._stream.fileno())  # a full disk may only tell now
+        self._stream.close()
+        self._part.replace(self.path)
+        return self._size_bytes
+
+
+def write_tar(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> int:
+    """Write a tar of (key, kind -> content), whole or not at all; returns its size in bytes."""
+    with TarPart(path) as part:
+        for key, members in samples:
+            part.add(key, members)
+        return part.finish()
+
+
+def read_tar(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Yield (key, kind -> content) of every sample, in the order in which they lie there.
+
+    Raises:
+        DataError: not a tar, cut short, or a damaged header (what came before it has been yielded).
+    """
+    key, members = "", dict[str, bytes]()
+    try:
+        with path.open("rb") as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
+            for info in archive:
+                if not info.isfile():
+                    continue
+                folder, _, name = info.name.rpartition("/")
+                stem, _, kind = name.partition(".")
+                owner = f"{folder}/{stem}" if folder else stem
+                if owner != key or kind in members:
+                    if members:
+                        yield key, members
+                    key, members = owner, {}
+                handle = archive.extractfile(info)
+                assert handle is not None
+                members[kind] = handle.read()
+            _check_end(stream, archive.offset)
+    except FileNotFoundError:
+        raise DataError(f"{path}: is missing; run {MADE_BY} again.") from None
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise DataError(f"{path}: is not a whole tar ({error}); run {MADE_BY} again.") from None
+    if members:
+        yield key, members
+
+
+def _check_end(stream: IO[bytes], offset: int) -> None:
+    """Raise where the last header is not the end of the archive: tarfile takes a damaged one for it."""
+    stream.seek(offset)
+    if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError(f"damaged header at byte {offset}")
