@@ -1,8 +1,8 @@
 """Published weights by name: a repository of the Hugging Face hub, or of a mirror, as a local folder.
 
-The only file that knows huggingface_hub. HF_ENDPOINT names a mirror, HF_HUB_OFFLINE and HF_HOME mean what they
-mean there. A hub that can't be reached is told at once, in one sentence, unless the repository was had before.
-Takes configuration, vocabularies and weights only: no code from a repository is ever run or even fetched.
+The only file that knows huggingface_hub. HF_ENDPOINT names a mirror, HF_HUB_OFFLINE and HF_HOME mean what
+they mean there. A hub that can't be reached is told at once, in one sentence, unless the repository was had
+before. Takes configuration, vocabularies and weights only: code from a repository is not even fetched.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def endpoint() -> str:
 
 
 def wanted(names: Sequence[str]) -> list[str]:
-    """Which files of a repository are needed to load it: small ones of its top folder, and one form of weights."""
+    """The files of a repository that loading needs: small ones of its top folder, one form of weights."""
     chosen = [name for name in names if "/" not in name and name.endswith(_SMALL)]
     for form in _WEIGHTS:
         weights = [name for name in names if form.fullmatch(name)]
@@ -99,8 +99,8 @@ def fetch(name: str, revision: str | None = None, *, cache_dir: Path | None = No
             return known
         why = "HF_HUB_OFFLINE is set" if isinstance(error, OfflineModeIsEnabled) else _told(error)
         raise FetchError(
-            f"{name}: is no folder on this machine, and {hub} could not be asked for it{at} ({why}); connect, "
-            "set HF_ENDPOINT to a mirror, or download the repository and name its folder."
+            f"{name}: is no folder on this machine, and {hub} could not be asked for it{at} ({why}); "
+            "connect, set HF_ENDPOINT to a mirror, or download the repository and name its folder."
         ) from None
     commit = str(info.sha)
     names = wanted([sibling.rfilename for sibling in info.siblings or ()])

@@ -1,15 +1,14 @@
 """Captioners: a picture to a sentence, through transformers. The only file that knows that library.
 
-Three routes: Crest's own ViT-GPT2 (trainable, its tokenizer inside its card), and published captioners from a
-local folder that answer without a prompt (ViT-GPT2, BLIP), or to a chat message (vision-language models). The
-library's image-to-text pipeline is not used: it is gone, and its successor refuses ViT-GPT2 folders.
+Crest's own ViT-GPT2 is trainable and carries its tokenizer inside its card; published captioners stand in
+hub_captioner.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL.Image import Image
@@ -25,9 +24,11 @@ from transformers import (
 
 from crest.checkpoint import card_spec, load_weights, locate_weights, read_card, short_hash
 from crest.config import Config
-from crest.errors import WeightsError
+from crest.errors import ConfigError
 from crest.images import square, to_array
-from crest.records import hash_of
+
+if TYPE_CHECKING:
+    from crest.models.hub_captioner import Asking, HubCaptioner
 
 KIND = "captioner"
 END = "<|end|>"
@@ -131,8 +132,8 @@ class CaptionerModel(nn.Module):
         return logits
 
     @torch.no_grad()
-    def write(self, images: Tensor) -> list[str]:
-        """Captions by greedy decoding; images (B, 3, side, side) in [0, 1]."""
+    def write(self, images: Tensor, beams: int = 1) -> list[str]:
+        """Captions, greedy or by beam search; images (B, 3, side, side) in [0, 1]."""
         # every patch is looked at; without a mask the library would guess one, and warn
         patches = (self.spec.side_px // self.spec.patch_px) ** 2 + 1
         tokens = self.network.generate(
@@ -140,7 +141,7 @@ class CaptionerModel(nn.Module):
             attention_mask=torch.ones(len(images), patches, dtype=torch.long, device=images.device),
             max_new_tokens=self.spec.max_tokens - 1,
             do_sample=False,
-            num_beams=1,
+            num_beams=beams,
         )
         return [text.strip() for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
 
@@ -150,10 +151,14 @@ class Captioner:
 
     Attributes:
         hash: names the weights, stored with every caption that they wrote.
+        prompt: empty, for it is shown pictures only.
     """
 
-    def __init__(self, model: CaptionerModel, hash: str, batch_size: int = 64) -> None:  # noqa: A002
-        self.model, self.hash, self.batch_size = model.eval().requires_grad_(False), hash, batch_size
+    prompt = ""
+
+    def __init__(self, model: CaptionerModel, digest: str, batch_size: int = 64, beams: int = 1) -> None:
+        self.model, self.hash = model.eval().requires_grad_(False), digest
+        self.batch_size, self.beams = batch_size, beams
 
     def caption(self, pictures: Sequence[Image]) -> list[str]:
         """One sentence per picture, of any size and mode."""
@@ -164,53 +169,8 @@ class Captioner:
                 torch.from_numpy(to_array(square(p, side_px)))
                 for p in pictures[first : first + self.batch_size]
             ]
-            texts += self.model.write(torch.stack(arrays).float().to(device) / 255)
+            texts += self.model.write(torch.stack(arrays).float().to(device) / 255, self.beams)
         return texts
-
-
-class HubCaptioner:
-    """A published captioner from a local folder, by the route that its kind answers to."""
-
-    PROMPT = "Describe this logo in one sentence: shapes, colours, and any words in quotes."
-
-    def __init__(self, folder: Path, device: torch.device) -> None:
-        from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
-
-        self.network = (
-            AutoModelForImageTextToText.from_pretrained(folder, local_files_only=True).to(device).eval()
-        )
-        self.device, self.hash = device, hash_of(str(folder.name), self.network.num_parameters())
-        self.processor: Any = None
-        if self.network.config.model_type == "vision-encoder-decoder":
-            self._look = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-            self._words = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        else:
-            self.processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
-
-    @torch.no_grad()
-    def caption(self, pictures: Sequence[Image]) -> list[str]:
-        """One sentence per picture."""
-        return [self._one(square(picture, max(picture.size))) for picture in pictures]
-
-    def _one(self, picture: Image) -> str:
-        if self.processor is None:
-            pixels = self._look(images=picture, return_tensors="pt").pixel_values.to(self.device)
-            tokens = self.network.generate(pixel_values=pixels, max_new_tokens=60)
-            return str(self._words.batch_decode(tokens, skip_special_tokens=True)[0]).strip()
-        if getattr(self.processor, "chat_template", None):
-            content = [{"type": "image", "image": picture}, {"type": "text", "text": self.PROMPT}]
-            inputs = self.processor.apply_chat_template(
-                [{"role": "user", "content": content}],
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=True,
-                return_tensors="pt",
-            ).to(self.device)
-        else:
-            inputs = self.processor(images=picture, return_tensors="pt").to(self.device)
-        tokens = self.network.generate(**inputs, max_new_tokens=80)
-        start = inputs["input_ids"].shape[1] if "input_ids" in inputs and self.processor.chat_template else 0
-        return str(self.processor.batch_decode(tokens[:, start:], skip_special_tokens=True)[0]).strip()
 
 
 def load_captioner_model(place: str | Path) -> tuple[CaptionerModel, str]:
@@ -221,22 +181,30 @@ def load_captioner_model(place: str | Path) -> tuple[CaptionerModel, str]:
     return model, short_hash(path)
 
 
-def load_captioner(place: str | Path, device: str | torch.device = "cpu") -> Captioner | HubCaptioner:
-    """A frozen captioner: Crest's own, or a published one's local folder (with its config.json).
+def load_captioner(
+    place: str | Path,
+    device: str | torch.device = "cpu",
+    asking: Asking | None = None,
+    revision: str | None = None,
+) -> Captioner | HubCaptioner:
+    """A frozen captioner: Crest's own, or a published one.
 
+    Args:
+        place: a run folder, "stock/captioner", the local folder of a published captioner, or its hub name.
+        asking: how a published one is asked; of it, Crest's own ones heed the beams.
+        revision: commit, branch or tag of a hub name.
     Raises:
         WeightsError: nothing there, or a folder that transformers can't read.
+        FetchError: a hub name that the hub does not know, or a hub that does not answer.
+        ConfigError: a route that the captioner does not have.
     """
-    folder = Path(place)
-    if (
-        (folder / "config.json").exists()
-        and not (folder / "weights.json").exists()
-        and not (folder / "state").exists()
-    ):
-        try:
-            return HubCaptioner(folder, torch.device(device))
-        except (OSError, ValueError, KeyError) as error:
-            reason = str(error).splitlines()[0]
-            raise WeightsError(f"{folder}: is no captioner that transformers can read ({reason}).") from None
+    from crest.models.hub_captioner import HubCaptioner, published
+
+    found = published(place, revision)
+    if found is not None:
+        folder, digest = found
+        return HubCaptioner(folder, digest, device, asking)
+    if asking is not None and asking.route in ("prompt", "chat"):
+        raise ConfigError(f'{place}: takes no words, but the route is "{asking.route}"; take "auto".')
     model, digest = load_captioner_model(place)
-    return Captioner(model.to(device), digest)
+    return Captioner(model.to(device), digest, beams=asking.beams if asking else 1)

@@ -38,7 +38,8 @@ class HubServer:
                 if self.command == "GET":
                     self.wfile.write(body)
 
-            do_HEAD = do_GET
+            def do_HEAD(self) -> None:
+                self.do_GET()
 
             def log_message(self, *_: Any) -> None:
                 pass

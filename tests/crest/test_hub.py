@@ -86,7 +86,7 @@ def test_a_name_that_no_repository_has_is_told(hub: HubServer, tmp_path: Path) -
 
 def test_a_repository_without_a_model_is_told(hub: HubServer, repository: Path, tmp_path: Path) -> None:
     (repository / "config.json").unlink()
-    with pytest.raises(FetchError, match="holds no config.json"):
+    with pytest.raises(FetchError, match=r"holds no config\.json"):
         fetch("club/captioner", cache_dir=tmp_path)
 
 
