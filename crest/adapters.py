@@ -155,8 +155,9 @@ def save_adapter(path: Path, model: nn.Module) -> None:
         scales[name] = adapter.scale
         for part, tensor in adapter.state_dict().items():
             tensors[f"{name}.{part}"] = tensor.detach().cpu().contiguous().clone()
-    card = {"kind": "adapter", "base": base_hash(model), "scales": json.dumps(scales, sort_keys=True)}
-    write_bytes(path, save(tensors, card))
+    card = {"kind": "adapter", "base": base_hash(model), "scales": scales}
+    # one entry, because the library writes several in no fixed order
+    write_bytes(path, save(tensors, {"card": json.dumps(card, sort_keys=True)}))
 
 
 def load_adapter(path: Path, model: nn.Module) -> None:
@@ -167,7 +168,7 @@ def load_adapter(path: Path, model: nn.Module) -> None:
     """
     try:
         with safe_open(path, framework="pt") as stream:
-            card: dict[str, Any] = stream.metadata() or {}
+            card: dict[str, Any] = json.loads((stream.metadata() or {}).get("card", "{}"))
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path}: is not a whole safetensors file ({error}); copy it again.") from None
@@ -180,7 +181,7 @@ def load_adapter(path: Path, model: nn.Module) -> None:
             "trained on."
         )
     present = dict(adapters(model))
-    for name, scale in json.loads(card["scales"]).items():
+    for name, scale in card["scales"].items():
         up, down = tensors[f"{name}.up"], tensors[f"{name}.down"]
         if name not in present:
             place, _, attribute = name.rpartition(".")

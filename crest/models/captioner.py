@@ -26,6 +26,7 @@ from crest.checkpoint import card_spec, load_weights, locate_weights, read_card,
 from crest.config import Config
 from crest.errors import ConfigError
 from crest.images import square, to_array
+from crest.models.conv_stem import ConvStem
 
 if TYPE_CHECKING:
     from crest.models.hub_captioner import Asking, HubCaptioner
@@ -41,6 +42,8 @@ class CaptionerSpec(Config):
     """Side of the pictures that it reads."""
     patch_px: int = 8
     """Side of one patch."""
+    stem_channels: int | None = None
+    """Channels of a convolutional stem's first stage, doubled at every halving; null: a ViT's own patches."""
     width: int = 128
     """Width of both transformers."""
     heads: int = 4
@@ -73,18 +76,84 @@ def learn_vocabulary(texts: Iterable[str], size: int) -> dict[str, Any]:
     return {"tokens": (*tokens, END), "merges": tuple(merges)}
 
 
-class CaptionerModel(nn.Module):
+class WritingModel(nn.Module):
+    """A trainable encoder that looks with a decoder that writes: what every such captioner can do.
+
+    Attributes:
+        kind: of its weights.
+        network: the library's VisionEncoderDecoderModel.
+        tokenizer: text to token ids and back.
+        side_px: side of the pictures that it reads.
+        max_tokens: longest caption that it learns or writes.
+        start: the token before a text.
+        end: the token behind one.
+    """
+
+    kind: str
+    network: Any
+    tokenizer: Any
+    side_px: int
+    max_tokens: int
+    start: int
+    end: int
+
+    def scale(self, images: Tensor) -> Tensor:
+        """Pictures (B, 3, side, side) in [0, 1] as the network wants them."""
+        return images * 2 - 1
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Labels (B, L): token ids with the end mark, -100 (not learned) behind it."""
+        rows = [[*self.tokenizer.encode(text)[: self.max_tokens - 1], self.end] for text in texts]
+        labels = torch.full((len(rows), max(map(len, rows))), -100, dtype=torch.long)
+        for number, row in enumerate(rows):
+            labels[number, : len(row)] = torch.tensor(row)
+        return labels
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Logits (B, L, V) of every next token; images (B, 3, side, side) in [0, 1]."""
+        inputs = labels.masked_fill(labels == -100, self.end)
+        inputs = torch.cat((torch.full_like(inputs[:, :1], self.start), inputs[:, :-1]), dim=1)
+        logits: Tensor = self.network(pixel_values=self.scale(images), decoder_input_ids=inputs).logits
+        return logits
+
+    @torch.no_grad()
+    def write(self, images: Tensor, beams: int = 1) -> list[str]:
+        """Captions, greedy or by beam search; images (B, 3, side, side) in [0, 1]."""
+        seen = self.network.encoder(pixel_values=self.scale(images))
+        tokens = self.network.generate(
+            encoder_outputs=seen,
+            # every patch is looked at; without a mask the library would guess one, and warn
+            attention_mask=torch.ones(seen[0].shape[:2], dtype=torch.long, device=images.device),
+            max_new_tokens=self.max_tokens - 1,
+            do_sample=False,
+            num_beams=beams,
+        )
+        return [text.strip() for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+
+    def described(self) -> dict[str, Any]:
+        """What the card of its weights says of its architecture."""
+        raise NotImplementedError
+
+    def matrices(self) -> tuple[str, ...]:
+        """Patterns of the weight matrices that low-rank adapters change: attention and the layers between."""
+        return ("*attention.*.weight", "*attn.*.weight", "*mlp.*.weight")
+
+
+class CaptionerModel(WritingModel):
     """A trainable ViT-GPT2 with its tokenizer."""
+
+    kind = KIND
 
     def __init__(self, spec: CaptionerSpec) -> None:
         super().__init__()
         self.spec = spec
+        self.side_px, self.max_tokens = spec.side_px, spec.max_tokens
         vocabulary = {token: number for number, token in enumerate(spec.tokens)}
         merges = [tuple(merge.split(" ")) for merge in spec.merges]
         self.tokenizer = GPT2Tokenizer(
             vocab=vocabulary, merges=merges, unk_token=END, bos_token=END, eos_token=END, pad_token=END
         )
-        self.end = vocabulary[END]
+        self.start = self.end = vocabulary[END]
         encoder = ViTConfig(
             image_size=spec.side_px,
             patch_size=spec.patch_px,
@@ -112,38 +181,21 @@ class CaptionerModel(nn.Module):
         self.network = VisionEncoderDecoderModel(
             encoder=ViTModel(encoder, add_pooling_layer=False), decoder=GPT2LMHeadModel(decoder)
         )
+        if spec.stem_channels is not None:
+            stem = ConvStem(spec.patch_px, spec.stem_channels, spec.width)
+            self.network.encoder.embeddings.patch_embeddings.projection = stem
         for settings in (self.network.config, self.network.generation_config):
             settings.decoder_start_token_id = settings.pad_token_id = settings.eos_token_id = self.end
         self.network.generation_config.bos_token_id = self.end
 
-    def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Labels (B, L): token ids with the end mark, -100 (not learned) behind it."""
-        rows = [[*self.tokenizer.encode(text)[: self.spec.max_tokens - 1], self.end] for text in texts]
-        labels = torch.full((len(rows), max(map(len, rows))), -100, dtype=torch.long)
-        for number, row in enumerate(rows):
-            labels[number, : len(row)] = torch.tensor(row)
-        return labels
+    def described(self) -> dict[str, Any]:
+        """The spec."""
+        return self.spec.model_dump(mode="json")
 
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Logits (B, L, V) of every next token; images (B, 3, side, side) in [0, 1]."""
-        inputs = labels.masked_fill(labels == -100, self.end)
-        inputs = torch.cat((torch.full_like(inputs[:, :1], self.end), inputs[:, :-1]), dim=1)
-        logits: Tensor = self.network(pixel_values=images * 2 - 1, decoder_input_ids=inputs).logits
-        return logits
-
-    @torch.no_grad()
-    def write(self, images: Tensor, beams: int = 1) -> list[str]:
-        """Captions, greedy or by beam search; images (B, 3, side, side) in [0, 1]."""
-        # every patch is looked at; without a mask the library would guess one, and warn
-        patches = (self.spec.side_px // self.spec.patch_px) ** 2 + 1
-        tokens = self.network.generate(
-            pixel_values=images * 2 - 1,
-            attention_mask=torch.ones(len(images), patches, dtype=torch.long, device=images.device),
-            max_new_tokens=self.spec.max_tokens - 1,
-            do_sample=False,
-            num_beams=beams,
-        )
-        return [text.strip() for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+    def matrices(self) -> tuple[str, ...]:
+        """Those of the transformers, and a stem's convolutions."""
+        stem = ("*projection.blocks.*.weight",) if self.spec.stem_channels is not None else ()
+        return (*super().matrices(), *stem)
 
 
 class Captioner:
