@@ -45,10 +45,11 @@ def check_source(config: ScraperConfig) -> None:
         DataError: no such folder, nothing in it, or a data folder of another source.
     """
     check_owner(config)
-    if config.source.path is not None and not config.source.path.is_dir():
-        from scraper.sites.folder import read_folder
+    source = config.source
+    if source.path is not None and source.site != "url_table" and source.profile is None:
+        from scraper.sites import local_source
 
-        read_folder(config.source.path)
+        local_source(source.site).open(source)
 
 
 def collect(config: ScraperConfig) -> None:

@@ -1,82 +1,124 @@
-"""A folder of pictures -> records and images/: what crawl.py is for a web site.
+"""A source of this machine -> records and images/: what crawl.py is for a web site.
 
-Never edits its input: pictures are copied.
+Never edits its input: pictures are copied. They are read by a few threads, a bounded number ahead of the one
+that is noted, so that a source of any size takes the memory of its records alone.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Final
 
+from crest.errors import DataError
 from crest.records import Record
 from scraper.config import ScraperConfig
 from scraper.fetch import Refused
 from scraper.harvest import Drop, Harvest
 from scraper.likeness import Look
 from scraper.pictures import keep_picture
-from scraper.sites.folder import FolderCard, Listing, read_folder
+from scraper.sites import Item, local_source
+
+AHEAD: Final = 4
+"""Pictures in work for each thread."""
 
 
 def gather(config: ScraperConfig, is_done: Callable[[str], bool]) -> Harvest | None:
-    """Copy a folder's pictures into the data folder.
+    """Copy a local source's pictures into the data folder.
 
     Args:
-        config: names both folders.
+        config: names the source and the data folder.
         is_done: told the fingerprint of the input; True means that nothing has to be done.
     Returns:
         the harvest, or None when `is_done`.
+    Raises:
+        DataError: the source is missing, empty, or of another make.
     """
     from tqdm import tqdm
 
     assert config.source.path is not None
-    listing = read_folder(config.source.path)
+    listing = local_source(config.source.site).open(config.source)
     if is_done(listing.fingerprint):
         return None
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        gathering = pool.map(lambda one: _record(one, config), listing.cards)
-        outcomes = list(tqdm(gathering, total=len(listing.cards), desc="gather", unit="logo", disable=None))
-    found = [one for one in outcomes if not isinstance(one, Drop)]
-    dropped = [Drop(reason, what) for reason, what in listing.dropped]
-    dropped += [one for one in outcomes if isinstance(one, Drop)]
-    return Harvest(
-        records=tuple(record for record, _ in found),
-        looks={record.id: look for record, look in found},
-        dropped=tuple(dropped),
-        counts=_counts(listing),
-        fingerprint=listing.fingerprint,
-    )
+    records: list[Record] = []
+    looks: dict[str, Look] = {}
+    dropped: list[Drop] = []
+    counts = Counter({"cards": 0, "pictures": 0, "caption_whole": 0, "caption_missing": 0})
+    taken = _taken(listing.entries, config)
+    for entry, outcome in tqdm(taken, total=listing.size, desc="gather", unit="logo", disable=None):
+        counts["cards"] += 1
+        if isinstance(entry, Item):
+            counts["pictures"] += 1
+            counts["caption_missing" if entry.card.caption is None else "caption_whole"] += 1
+        if isinstance(outcome, Drop):
+            dropped.append(outcome)
+            continue
+        record, look = outcome
+        records.append(record)
+        looks[record.id] = look
+    if not counts["cards"]:
+        raise DataError(
+            f"{config.source.path}: holds nothing that {config.source.site} reads; correct source.path."
+        )
+    return Harvest(tuple(records), looks, tuple(dropped), dict(counts), listing.fingerprint)
 
 
-def _counts(listing: Listing) -> dict[str, int]:
-    return {
-        "cards": len(listing.cards) + len(listing.dropped),
-        "pictures": len(listing.cards),
-        **listing.counts,
-    }
+def _taken(
+    entries: Iterable[Item | Drop], config: ScraperConfig
+) -> Iterator[tuple[Item | Drop, tuple[Record, Look] | Drop]]:
+    """Every entry and what became of it, in the order of the source."""
+    threads = os.cpu_count() or 1
+    waiting: deque[tuple[Item | Drop, Future[tuple[Record, Look] | Drop]]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for entry in entries:
+                waiting.append((entry, pool.submit(_record, entry, config)))
+                if len(waiting) >= threads * AHEAD:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            while waiting:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
-def _record(one: FolderCard, config: ScraperConfig) -> tuple[Record, Look] | Drop:
-    card, path = one.card, one.path
+def _record(entry: Item | Drop, config: ScraperConfig) -> tuple[Record, Look] | Drop:
+    if isinstance(entry, Drop):
+        return entry
+    card, source = entry.card, config.source
+    assert source.path is not None
     try:
-        kept = keep_picture(path.read_bytes(), str(path), config.data.dir)
+        kept = keep_picture(
+            entry.read(),
+            entry.where,
+            config.data.dir,
+            max_megapixels=config.fetch.max_megapixels,
+            svg_side_px=source.side_px,
+        )
     except Refused as refusal:
-        return Drop(refusal.reason, path.name)
-    assert config.source.path is not None
+        return Drop(refusal.reason, entry.where)
     record = Record(
         id=kept.id,
         image=kept.image,
-        source=Path(config.source.path).name,
+        source=Path(source.path).name,
         caption=card.caption,
         group=card.group,
         page_url=card.page_url,
-        image_url=path.relative_to(config.source.path).as_posix(),
+        image_url=entry.where,
         title=card.title,
         kind=card.kind,
         years=card.years,
-        licence=card.licence or config.source.licence,
+        licence=card.licence or source.licence,
         width_px=kept.width_px,
         height_px=kept.height_px,
+        further_captions=card.further_captions,
+        written_by=card.written_by or source.written_by,
+        source_file=card.source_file,
+        sha256=kept.sha256,
+        frames=kept.frames,
     )
     return record, kept.look

@@ -41,26 +41,9 @@ _HREFS: Final = ("href", "{http://www.w3.org/1999/xlink}href")
 _UNDRAWN: Final = frozenset({f"{{{_SVG}}}a", f"{{{_SVG}}}script", f"{{{_SVG}}}style"})
 """What their href points at is not drawn."""
 _CSS_ELSEWHERE: Final = re.compile(r"""@import[^;]*;?|url\(\s*(?!["']?\s*#)[^)]*\)?""", re.IGNORECASE)
-_BEFORE_ROOT: Final = re.compile(
-    rb"\xef\xbb\xbf|\s+|<!--.*?-->|<\?.*?\?>|<!DOCTYPE[^>\[]*(\[.*?\]\s*)?>", re.IGNORECASE | re.DOTALL
-)
 _ASKED: Final = struct.Struct(">III??")
 """size of the drawing, side_px, seconds, whether it is taller than wide, whether it has words"""
 _ANSWERED: Final = struct.Struct(">?I")
-
-
-def is_svg(content: bytes) -> bool:
-    """Whether these bytes are a drawing, zipped or not, by their root element."""
-    head = content[:65536]
-    if head[:2] == b"\x1f\x8b":
-        with contextlib.suppress(zlib.error):
-            head = zlib.decompressobj(31).decompress(head, 65536)
-    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        head = head.decode("utf-16", "ignore").encode()
-    at = 0
-    while found := _BEFORE_ROOT.match(head, at):
-        at = found.end()
-    return re.match(rb"<(\w+:)?svg[\s>/]", head[at : at + 64]) is not None
 
 
 def render_svg(content: bytes, where: str, side_px: int, *, max_cpu_s: int = MAX_CPU_S) -> bytes:
@@ -203,7 +186,7 @@ def _embedded(address: str, where: str, nested: int) -> str:
             content = base64.b64decode(re.sub(rb"\s", b"", content) + b"==")
         except binascii.Error as error:
             raise ValueError(f"an embedded picture: {error}") from None
-    if "svg" in kind.lower() or is_svg(content):
+    if "svg" in kind.lower():
         if nested == 0:
             raise _too_complex(where, "holds drawings within drawings")
         root = _parsed(content, where)

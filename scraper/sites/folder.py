@@ -1,188 +1,282 @@
-"""A folder of pictures with metadata.jsonl, metadata.csv or a .txt beside each -> cards with paths.
+"""A folder of pictures -> entries: captions from metadata, from any other table, or from a .txt beside each.
 
-Refuses names that lead out of the folder; pictures without captions are allowed and counted.
+A picture that is named twice keeps the captions of both. Refuses names that lead out of the folder; pictures
+without captions are allowed.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
+import os
 import re
-from collections.abc import Iterator, Mapping
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from crest.errors import DataError
 from crest.records import hash_of, read_jsonl
 from scraper.config import SourceConfig
 from scraper.cut_text import tidy
+from scraper.fetch import Refused
 from scraper.harvest import Drop
-from scraper.sites import Card, Item
-from scraper.sites import Listing as Entries
+from scraper.sites import Card, Item, Listing
+from scraper.sites.caption_rows import PICTURE_SUFFIXES, Row, read_table, read_text, row_of
 
-SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"})
-NAME_COLUMNS: Final = ("file_name", "filename", "filepath", "file", "image", "path")
-TEXT_COLUMNS: Final = ("text", "caption", "title", "description", "prompt")
 GROUP_COLUMNS: Final = ("group", "brand", "team", "club")
-_SHOWN: Final = "a folder of pictures with metadata.jsonl, metadata.csv or a .txt beside each"
-
-
-@dataclass(frozen=True)
-class FolderCard:
-    """A card and the file that it is about."""
-
-    card: Card
-    path: Path
-
-
-@dataclass(frozen=True)
-class Listing:
-    """All that a folder offers."""
-
-    cards: tuple[FolderCard, ...]
-    dropped: tuple[tuple[str, str], ...] = ()
-    """(named reason, what): rows that lead to no picture"""
-    fingerprint: str = ""
-    """changes when a file comes, goes or is written again"""
-    counts: Mapping[str, int] = field(default_factory=dict)
-
-
-def read_folder(folder: Path) -> Listing:
-    """List the pictures of a folder with their captions, in the order of the metadata, else of the names.
-
-    Raises:
-        DataError: no such folder, nothing in it, captions without a single picture, or broken metadata.
-    """
-    if not folder.is_dir():
-        what = "is a file" if folder.exists() else "there is no such folder"
-        raise DataError(f"{folder}: {what}, expected {_SHOWN}; correct source.path.")
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not _is_hidden(path, folder))
-    pictures = {
-        path.relative_to(folder).as_posix(): path for path in files if path.suffix.lower() in SUFFIXES
-    }
-    rows = list(_rows(folder, pictures))
-    if not pictures:
-        found = f"holds {len(rows)} captions but no picture" if rows else "is empty"
-        if not rows and files:
-            found = f"holds {len(files)} files but no picture"
-        raise DataError(f"{folder}: {found}, expected {_SHOWN}; correct source.path.")
-    cards: dict[str, FolderCard] = {}
-    dropped: list[tuple[str, str]] = []
-    for row in rows:
-        name = str(row.get("file_name") or "")
-        path = pictures.get(Path(name).as_posix())
-        if path is None:
-            is_outside = name.startswith("/") or ".." in Path(name).parts
-            dropped.append(("outside_folder" if is_outside else "no_image", name or "(no file name)"))
-        elif name in cards:
-            dropped.append(("named_twice", name))
-        else:
-            cards[name] = FolderCard(_card(row, name), path)
-    if rows and not cards:
-        raise DataError(
-            f"{folder}: none of its {len(rows)} captions names one of its {len(pictures)} pictures "
-            f"(the first names {rows[0].get('file_name')!r}), expected file_name to be a path in the folder; "
-            "correct the metadata."
-        )
-    for name, path in pictures.items():
-        if name not in cards:
-            cards[name] = FolderCard(_card({}, name), path)
-    without = sum(one.card.caption is None for one in cards.values())
-    listed = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    counts = {"caption_whole": len(cards) - without, "caption_missing": without}
-    return Listing(tuple(cards.values()), tuple(dropped), hash_of(listed), counts)
-
-
-def _is_hidden(path: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(folder).parts)
-
-
-def _rows(folder: Path, pictures: Mapping[str, Path]) -> Iterator[dict[str, Any]]:
-    """The rows of the folder's metadata, its columns called file_name and text."""
-    if (folder / "metadata.jsonl").exists():
-        yield from (_renamed(row, folder / "metadata.jsonl") for row in read_jsonl(folder / "metadata.jsonl"))
-    elif (folder / "metadata.csv").exists():
-        yield from _csv_rows(folder / "metadata.csv")
-    else:
-        for path in sorted(folder.rglob("*.txt")):
-            stem = path.relative_to(folder).with_suffix("").as_posix()
-            beside = [name for name in pictures if Path(name).with_suffix("").as_posix() == stem]
-            yield {"file_name": beside[0] if beside else stem, "text": _read_text(path)}
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8 ({error.reason}); save it as UTF-8.") from None
-
-
-def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a CSV; the separator is the one that makes its header name pictures, whatever captions hold."""
-    text = _read_text(path)
-    header = text.partition("\n")[0]
-    for separator in (",", ";", "\t", "|"):
-        names = next(csv.reader([header], delimiter=separator), [])
-        if any(name.strip().lower() in NAME_COLUMNS for name in names):
-            break
-    else:
-        raise DataError(
-            f"{path}: its first line is {header.strip()[:60]!r}, expected a header with file_name and text; "
-            "add it."
-        )
-    reader = csv.DictReader(io.StringIO(text), delimiter=separator, strict=True)
-    try:
-        for row in reader:
-            if None in row:
-                raise DataError(
-                    f"{path}:{reader.line_num}: has more cells than the header, expected {len(names)}; "
-                    f"quote the captions that hold a {separator!r}."
-                )
-            yield _renamed(row, path)
-    except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num}: is no CSV ({error}); mend the quotes there.") from None
-
-
-def _renamed(row: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    lowered = {str(key).strip().lower(): value for key, value in row.items()}
-    name = next((lowered[key] for key in NAME_COLUMNS if lowered.get(key)), None)
-    if name is None:
-        shown = json.dumps(dict(row), ensure_ascii=False, default=str)[:80]
-        raise DataError(f"{path}: the row {shown} names no picture, expected a file_name; add it.")
-    text = next((lowered[key] for key in TEXT_COLUMNS if lowered.get(key)), None)
-    return {**lowered, "file_name": str(name).removeprefix("./"), "text": text}
-
-
-def _card(row: Mapping[str, Any], name: str) -> Card:
-    text = row.get("text")
-    caption = tidy(text if isinstance(text, str) else " ".join(map(str, text))) if text else ""
-    group = next((str(row[key]) for key in GROUP_COLUMNS if row.get(key)), "")
-    return Card(
-        image_urls=(),
-        title=str(row.get("title") or group or Path(name).stem),
-        caption=caption or None,
-        kind=str(row.get("kind") or ""),
-        years=str(row.get("years") or ""),
-        page_url=str(row.get("source_url") or row.get("page_url") or row.get("url") or ""),
-        group=re.sub(r"[\W_]+", "-", (group or Path(name).with_suffix("").as_posix()).lower()).strip("-")
-        or name,
-        licence=str(row.get("licence") or row.get("license") or ""),
-    )
+PAGE_COLUMNS: Final = ("source_url", "page_url", "url")
+METADATA: Final = ("metadata.jsonl", "metadata.csv")
+TABLE_SUFFIXES: Final = (".csv", ".tsv")
+TEXT_SUFFIXES: Final = (".txt", ".caption")
+_SHOWN: Final = "a folder of pictures with metadata.jsonl, metadata.csv, a table or a .txt beside each"
 
 
 class Folder:
     """A folder of pictures."""
 
-    def open(self, source: SourceConfig) -> Entries:
-        """List it; see `read_folder`."""
+    def open(self, source: SourceConfig) -> Listing:
+        """List the pictures in the order of their captions, then those without by name.
+
+        Raises:
+            DataError: no such folder, nothing in it, captions without a single picture, or a broken table.
+        """
         assert source.path is not None
-        folder, listing = source.path, read_folder(source.path)
-        items = (
-            Item(one.card, one.path.relative_to(folder).as_posix(), one.path.read_bytes)
-            for one in listing.cards
+        folder = source.path
+        if not folder.is_dir():
+            what = "is a file" if folder.exists() else "there is no such folder"
+            raise DataError(f"{folder}: {what}, expected {_SHOWN}; correct source.path.")
+        files = _files(folder)
+        shelf = _Shelf(folder, files)
+        tables = _tables(folder, files, source.captions)
+        for table in tables:
+            shelf.add_all(_rows(table, shelf.is_picture), table)
+        shelf.add_texts(is_all=not tables)
+        if not shelf.pictures:
+            found = f"holds {shelf.row_count} captions but no picture" if shelf.row_count else "is empty"
+            if not shelf.row_count and files:
+                found = f"holds {len(files)} files but no picture"
+            raise DataError(f"{folder}: {found}, expected {_SHOWN}; correct source.path.")
+        prompt = tidy(source.prompt or "")
+        cards = [(name, shelf.card(name, prompt)) for name in shelf.in_order()]
+        stats = [(name, path.stat().st_size, path.stat().st_mtime_ns) for name, path in files.items()]
+        stats += [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in tables]
+        return Listing(
+            entries=_entries(cards, files, shelf.dropped),
+            fingerprint=hash_of(stats),
+            size=len(cards) + len(shelf.dropped),
         )
-        dropped = (Drop(reason, what) for reason, what in listing.dropped)
-        return Entries(chain(items, dropped), listing.fingerprint, len(listing.cards) + len(listing.dropped))
+
+
+def _entries(
+    cards: Sequence[tuple[str, Card]], files: Mapping[str, Path], dropped: Sequence[Drop]
+) -> Iterator[Item | Drop]:
+    for name, card in cards:
+        yield Item(card, name, reading(files[name]))
+    yield from dropped
+
+
+def reading(path: Path) -> Callable[[], bytes]:
+    """What reads a picture of this machine when it is its turn."""
+
+    def read() -> bytes:
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise Refused(
+                "unreadable", f"{path}: can't be read ({error.strerror}); mend or remove it."
+            ) from None
+
+    return read
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Every file by its name within the folder, in order; hidden ones are none."""
+    found: dict[str, Path] = {}
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            path = Path(parent, name)
+            if not name.startswith(".") and path.is_file():
+                found[_composed(path.relative_to(folder).as_posix())] = path
+    return dict(sorted(found.items()))
+
+
+def _composed(name: str) -> str:
+    """One spelling of accents: disks differ in it, and tables are written on other machines."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _tables(folder: Path, files: Mapping[str, Path], captions: Path | None) -> list[Path]:
+    """Where captions stand: the table that is named, else the metadata, else any table."""
+    if captions is not None:
+        if not captions.is_file():
+            raise DataError(f"{captions}: there is no such file, expected a table; correct source.captions.")
+        return [captions]
+    metadata = [path for path in files.values() if path.name in METADATA]
+    return metadata or [path for path in files.values() if path.suffix.lower() in TABLE_SUFFIXES]
+
+
+def _rows(table: Path, is_picture: Callable[[str], bool]) -> Iterator[Row]:
+    if table.suffix.lower() in (".jsonl", ".ndjson"):
+        for number, row in enumerate(read_jsonl(table), start=1):
+            yield row_of(row, f"{table}: row {number}")
+    else:
+        yield from read_table(table, is_picture)
+
+
+@dataclass
+class _Said:
+    """All that is said of one picture."""
+
+    texts: list[str] = field(default_factory=list)
+    others: dict[str, Any] = field(default_factory=dict)
+
+
+class _Shelf:
+    """The pictures of a folder and what is said of each."""
+
+    def __init__(self, folder: Path, files: Mapping[str, Path]) -> None:
+        self._folder, self._files = folder, files
+        self.pictures = {name for name in files if PurePosixPath(name).suffix.lower() in PICTURE_SUFFIXES}
+        self._said: dict[str, _Said] = {}
+        self._used: set[str] = set()
+        self.dropped: list[Drop] = []
+        self.row_count = 0
+
+    def is_picture(self, name: str) -> bool:
+        """Whether a word can only be the name of a picture."""
+        return PurePosixPath(name).suffix.lower() in PICTURE_SUFFIXES or name in self._files
+
+    def add_all(self, rows: Iterator[Row], table: Path) -> None:
+        """Note what a table says.
+
+        Raises:
+            DataError: not one of its rows names a picture of the folder.
+        """
+        listed = list(rows)
+        self.row_count += len(listed)
+        places = [self._place(row.name, table.parent) for row in listed]
+        if listed and self.pictures and not any(places):
+            stripped = self._written_elsewhere([row.name for row in listed])
+            if stripped is None:
+                raise DataError(
+                    f"{table}: none of its {len(listed)} captions names one of the {len(self.pictures)} "
+                    f"pictures in {self._folder} (the first names {listed[0].name!r}), expected file_name to "
+                    "be a path in the folder; correct the metadata."
+                )
+            places = [name if name in self._files else None for name in stripped]
+        for row, name in zip(listed, places, strict=True):
+            if name is None:
+                is_outside = _is_absolute(row.name) or ".." in _parts(row.name)
+                reason = "outside_folder" if is_outside else "no_image"
+                self.dropped.append(Drop(reason, row.name or f"{row.where}: no file name"))
+            else:
+                self._add(name, [self._unfolded(text, table.parent) for text in row.texts], row.others)
+
+    def add_texts(self, *, is_all: bool) -> None:
+        """Note the files of words that lie beside pictures.
+
+        Args:
+            is_all: count those that lie beside none.
+        """
+        by_stem: dict[str, list[str]] = {}
+        for name in sorted(self.pictures):
+            by_stem.setdefault(str(PurePosixPath(name).with_suffix("")), []).append(name)
+            by_stem.setdefault(name, []).append(name)  # a.png.txt
+        for text_name, path in self._files.items():
+            if PurePosixPath(text_name).suffix.lower() not in TEXT_SUFFIXES or text_name in self._used:
+                continue
+            beside = by_stem.get(str(PurePosixPath(text_name).with_suffix("")), [])
+            for name in beside:
+                self._add(name, [read_text(path)], {})
+            if beside or is_all:
+                self.row_count += 1
+            if not beside and is_all:
+                self.dropped.append(Drop("no_image", text_name))
+
+    def in_order(self) -> list[str]:
+        """The pictures, those with words first and in the order of these."""
+        return [*self._said, *sorted(self.pictures - self._said.keys())]
+
+    def card(self, name: str, prompt: str) -> Card:
+        """What a picture's card says; `prompt` where nobody wrote anything."""
+        said = self._said.get(name, _Said())
+        others = said.others
+        texts = said.texts or ([prompt] if prompt else [])
+        group = _first(others, GROUP_COLUMNS)
+        stem = PurePosixPath(name).with_suffix("")
+        return Card(
+            image_urls=(),
+            title=_first(others, ("title",)) or group or stem.name,
+            caption=texts[0] if texts else None,
+            further_captions=tuple(texts[1:]),
+            kind=_first(others, ("kind",)),
+            years=_first(others, ("years",)),
+            page_url=_first(others, PAGE_COLUMNS),
+            group=group_name(group or str(stem)) or name,
+            licence=_first(others, ("licence", "license")),
+            written_by=_first(others, ("written_by",)),
+            source_file=str(stem).lower(),
+        )
+
+    def _add(self, name: str, texts: Sequence[str], others: Mapping[str, Any]) -> None:
+        said = self._said.setdefault(name, _Said())
+        self.pictures.add(name)
+        for text in map(tidy, texts):
+            if text in said.texts:
+                self.dropped.append(Drop("repeated_caption", name))
+            elif text:
+                said.texts.append(text)
+        for key, value in others.items():
+            if value and not said.others.get(key):
+                said.others[key] = value
+
+    def _place(self, name: str, beside: Path) -> str | None:
+        """The file that a name means, relative to the table's folder or to the source's."""
+        if not name:
+            return None
+        for start in (beside, self._folder):
+            for spelling in (name, name.replace("\\", "/")):
+                found = _composed(Path(os.path.relpath(start / spelling, self._folder)).as_posix())
+                if found in self._files:
+                    return found
+        return None
+
+    def _written_elsewhere(self, names: Sequence[str]) -> list[str] | None:
+        """Names without the folders above ours, where the table was written with other ones."""
+        deepest = max(len(_parts(name)) for name in names)
+        for above in range(1, deepest):
+            stripped = [_composed("/".join(_parts(name)[above:])) for name in names]
+            if any(name in self._files for name in stripped):
+                return stripped
+        return None
+
+    def _unfolded(self, text: str, beside: Path) -> str:
+        """The words themselves where a table names the file that holds them."""
+        if not text.strip().lower().endswith(TEXT_SUFFIXES) or "\n" in text.strip():
+            return text
+        found = self._place(text.strip(), beside)
+        if found is None and len(text.split()) == 1:
+            self.dropped.append(Drop("no_caption_file", text.strip()))
+            return ""
+        if found is None:
+            return text
+        self._used.add(found)
+        return read_text(self._files[found])
+
+
+def group_name(text: str) -> str:
+    """A group's name out of any words."""
+    return re.sub(r"[\W_]+", "-", text.lower()).strip("-")
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    return tuple(part for part in PurePosixPath(name.replace("\\", "/")).parts if part not in ("/", "."))
+
+
+def _is_absolute(name: str) -> bool:
+    return re.match(r"[/\\]|[A-Za-z]:", name) is not None
+
+
+def _first(columns: Mapping[str, Any], names: Sequence[str]) -> str:
+    return next((str(columns[name]) for name in names if columns.get(name)), "")
