@@ -1,6 +1,7 @@
 """Answers by address on disk, so that a second run asks only whether something changed.
 
-Refuses to keep half an answer: the body is renamed into place before the line that makes it count.
+Refuses to keep half an answer: the body is renamed into place before the line that makes it count. File names
+are hashes: no name from outside becomes a path.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import json
 import os
 import threading
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 
@@ -20,11 +22,13 @@ class CachedAnswer:
 
     url: str
     final_url: str
-    content_type: str
-    etag: str
-    last_modified: str
+    headers: Mapping[str, str]
+    """those that matter, lower-case name -> value"""
     fetched_at: float
-    """Unix time in seconds"""
+    """when the body came, Unix time in seconds"""
+    checked_at: float
+    """when it was last found to be what the server has"""
+    size_bytes: int
 
 
 class Cache:
@@ -35,7 +39,7 @@ class Cache:
 
     def body_path(self, url: str) -> Path:
         """Where the body of this address lies, if it is there."""
-        name = hashlib.sha256(url.encode()).hexdigest()[:32]
+        name = hashlib.sha256(url.encode(errors="surrogatepass")).hexdigest()[:32]
         return self._folder / name[:2] / name
 
     def find(self, url: str) -> CachedAnswer | None:
@@ -43,9 +47,10 @@ class Cache:
         body = self.body_path(url)
         try:
             found = CachedAnswer(**json.loads(body.with_suffix(".json").read_text(encoding="utf-8")))
+            is_whole = found.url == url and body.stat().st_size == found.size_bytes
         except (OSError, ValueError, TypeError):
             return None
-        return found if found.url == url and body.exists() else None
+        return found if is_whole else None
 
     def read(self, url: str) -> bytes:
         """The kept body."""
@@ -59,12 +64,17 @@ class Cache:
         except FileNotFoundError:  # the first of its folder
             body.parent.mkdir(parents=True, exist_ok=True)
             _replace(body, content)
-        _replace(body.with_suffix(".json"), json.dumps(asdict(answer), ensure_ascii=False).encode())
+        _replace(body.with_suffix(".json"), _line(answer))
 
-    def touch(self, answer: CachedAnswer) -> None:
-        """Note that the kept answer was found unchanged just now."""
-        now = CachedAnswer(**{**asdict(answer), "fetched_at": time.time()})
-        _replace(self.body_path(answer.url).with_suffix(".json"), json.dumps(asdict(now)).encode())
+    def touch(self, answer: CachedAnswer, headers: Mapping[str, str]) -> CachedAnswer:
+        """Note that the kept answer was found unchanged just now, under these headers."""
+        now = replace(answer, headers={**answer.headers, **headers}, checked_at=time.time())
+        _replace(self.body_path(answer.url).with_suffix(".json"), _line(now))
+        return now
+
+
+def _line(answer: CachedAnswer) -> bytes:
+    return json.dumps(asdict(answer)).encode()
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -1,66 +1,52 @@
 """Polite HTTP: robots.txt, one host at a time, retries, a cache; the only file that knows requests.
 
-Refuses other schemes than http and https, and addresses of this machine and its network unless the config
-allows them. Names are checked when a host is first met and again at the open connection.
+Refuses other schemes than http and https, addresses of this machine and its network unless the config allows
+them (scraper/connections.py), and what asks not to be used for training. requests is used for its pools,
+proxies and certificates; a request itself goes to urllib3 below it, at less than half the processor time.
 """
 
 from __future__ import annotations
 
-import contextlib
-import email.utils
-import ipaddress
 import random
-import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
-from urllib.parse import urljoin, urlsplit
+from typing import Any, Final, TypeVar
+from urllib.parse import SplitResult, urljoin
 
 import requests
+import urllib3
 from requests.adapters import HTTPAdapter
 
-from crest.errors import FetchError
+from crest.errors import ConfigError
 from scraper.cache import Cache, CachedAnswer
 from scraper.config import FetchConfig
+from scraper.connections import guarded_pools
+from scraper.opt_out import header_opt_out
+from scraper.refused import Refused as Refused
+from scraper.refused import Unreachable as Unreachable
 from scraper.robots import Robots, parse_robots
+from scraper.wire import Again, Reply, Wire, bad_status, bad_url, parts_of
 
-MAX_REDIRECTS: Final = 5
 MAX_WAIT_S: Final = 300.0
 """A Retry-After beyond this is a no."""
-MAX_SILENCES: Final = 15
-"""An answer may take so many times timeout_s in all."""
-RETRIED_STATUSES: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
-
-
-class Refused(FetchError):  # noqa: N818 - counted, seldom reported
-    """One address was not had, for a reason that is counted; the run goes on."""
-
-    def __init__(self, reason: str, sentence: str) -> None:
-        super().__init__(sentence)
-        self.reason = reason
-
-
-class Unreachable(Refused):
-    """A host did not even answer: no network, no such name, nobody listening."""
-
-    def __init__(self, url: str, why: str) -> None:
-        host = urlsplit(url).netloc
-        super().__init__(
-            "unreachable",
-            f"{host}: did not answer ({why}), expected a web site; "
-            "check the network, then run the same command again.",
-        )
-
-
-class _Again(Exception):  # noqa: N818 - not an error but a plan
-    """Worth another attempt, after `wait_s` if the server said so."""
-
-    def __init__(self, refusal: Refused, wait_s: float | None = None) -> None:
-        super().__init__(str(refusal))
-        self.refusal, self.wait_s = refusal, wait_s
+REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+CLOSED_S: Final = 60.0
+"""A host that did not answer, or whose robots.txt could not be read, is left alone for so long."""
+HEADERS: Final = ("content-type", "etag", "last-modified", "x-robots-tag", "tdm-reservation", "tdm-policy")
+"""Those that matter, beside a Link to a licence."""
+_CONDITIONS: Final = (("If-None-Match", "etag"), ("If-Modified-Since", "last-modified"))
+_TLS: Final[dict[str, Any]] = {
+    "cert_reqs": "CERT_REQUIRED",
+    "ca_certs": requests.utils.DEFAULT_CA_BUNDLE_PATH,
+}
+_MAX_HOSTS: Final = 10_000
+_POOL_SIZE: Final = 64
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -70,21 +56,36 @@ class Answer:
     url: str
     final_url: str
     content: bytes
-    content_type: str
-    body_path: Path
-    """the kept body"""
+    headers: Mapping[str, str]
+    """those that matter, lower-case name -> value"""
+    fetched_at: str
+    """when the content came over the wire, ISO 8601 in UTC"""
+    body_path: Path | None
+    """the kept body; None without a cache"""
     is_from_cache: bool
+    status: int = 200
+
+    @property
+    def content_type(self) -> str:
+        """The header of that name; never believed where bytes can tell."""
+        return self.headers.get("content-type", "")
 
 
 @dataclass
 class _Host:
-    """What is known about one host; `lock` guards its turn."""
+    """What is known about one host."""
 
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    root: str
+    """scheme, name and port, as in an address"""
+    turn: threading.Lock = field(default_factory=threading.Lock)
+    """guards next_at"""
+    meeting: threading.Lock = field(default_factory=threading.Lock)
+    """guards the first meeting"""
     next_at: float = 0.0
     robots: Robots | None = None
-    proxies: dict[str, str] | None = None
-    is_proxied: bool = False
+    manager: urllib3.PoolManager | None = None
+    closed: Refused | None = None
+    closed_until: float = 0.0
 
 
 class Fetcher:
@@ -93,277 +94,213 @@ class Fetcher:
     def __init__(
         self,
         settings: FetchConfig,
-        cache: Cache,
+        cache: Cache | None,
         *,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Prepare to fetch.
+
+        Args:
+            settings: manners and limits.
+            cache: where answers are kept; None keeps nothing.
+            sleep: waits.
+            clock: seconds that only grow.
+        """
         self._settings, self._cache = settings, cache
         self._sleep, self._clock = sleep, clock
         self._hosts: dict[str, _Host] = {}
         self._hosts_lock = threading.Lock()
-        self._sessions = threading.local()
-        contact = f" (+{settings.contact})" if settings.contact else ""
-        self._user_agent = settings.user_agent + contact
+        self._agent = settings.user_agent.split("/")[0].strip().lower()
+        user_agent = settings.user_agent + (f" (+{settings.contact})" if settings.contact else "")
+        if not (user_agent.isascii() and user_agent.isprintable()):
+            raise ConfigError(
+                f"fetch.contact: {user_agent!r} cannot be sent as a header, expected ASCII on one line; "
+                "name an e-mail address or a page."
+            )
+        self._headers = {"User-Agent": user_agent, "Accept-Encoding": "gzip, deflate"}
+        self._wire = Wire(settings, clock)
+        self._adapter = HTTPAdapter(_POOL_SIZE, _POOL_SIZE)
+        self._adapter.init_poolmanager(_POOL_SIZE, _POOL_SIZE, **_TLS)
+        self._manager: urllib3.PoolManager = self._adapter.poolmanager
+        self._manager.pool_classes_by_scheme = guarded_pools(settings.allow_hosts, self._wire.total_s)
 
     def delay_s(self, url: str) -> float:
         """Seconds between two requests to the host of `url`, as far as known."""
-        robots = self._host(url).robots
-        return max(self._settings.delay_s, robots.delay_s if robots else 0.0)
+        return self._delay_s(self._host(parts_of(url)))
+
+    def _delay_s(self, host: _Host) -> float:
+        return max(self._settings.delay_s, host.robots.delay_s if host.robots else 0.0)
 
     def get(self, url: str, *, fresh_since: float | None = None) -> Answer:
         """Fetch one address.
 
         Args:
             url: http or https.
-            fresh_since: Unix time; an answer kept since then is taken without asking.
+            fresh_since: Unix time; what was known to be the server's since then is taken without asking.
         Raises:
             Refused: with the reason to count; Unreachable when the host did not answer at all.
         """
-        kept = self._cache.find(url)
-        if kept and fresh_since is not None and kept.fetched_at >= fresh_since:
+        kept = self._cache.find(url) if self._cache else None
+        if kept and fresh_since is not None and kept.checked_at >= fresh_since:
             return self._kept(kept)
-        return self._with_retries(url, lambda: self._follow(url, kept))
+        return self._with_retries(url, lambda: self._ask(url, kept))
 
-    def _host(self, url: str) -> _Host:
-        parts = urlsplit(url)
+    def meet(self, url: str) -> None:
+        """Read the robots.txt of the host of `url`, which must be one that may be asked.
+
+        Raises:
+            Refused: it may not, or its robots.txt cannot be read; Unreachable when it does not answer.
+        """
+        self._met(parts_of(url))
+
+    def _host(self, parts: SplitResult) -> _Host:
+        root = f"{parts.scheme}://{parts.netloc.rpartition('@')[2].lower()}"
+        host = self._hosts.get(root)
+        if host is not None:
+            return host
         with self._hosts_lock:
-            return self._hosts.setdefault(f"{parts.scheme}://{parts.netloc}", _Host())
+            if len(self._hosts) >= _MAX_HOSTS:  # the older half goes, but for those whose turn is taken
+                now = self._clock()
+                for old in list(self._hosts)[: _MAX_HOSTS // 2]:
+                    if self._hosts[old].next_at < now:
+                        del self._hosts[old]
+            return self._hosts.setdefault(root, _Host(root))
 
-    def _session(self) -> requests.Session:
-        session: requests.Session | None = getattr(self._sessions, "session", None)
-        if session is None:
-            session = self._sessions.session = requests.Session()
-            session.trust_env = False  # proxies are looked up once a host; netrc is never sent
-            session.mount("http://", HTTPAdapter(max_retries=0))
-            session.mount("https://", HTTPAdapter(max_retries=0))
-            session.headers.update({"User-Agent": self._user_agent, "Accept-Encoding": "gzip, deflate"})
-        return session
-
-    def _kept(self, kept: CachedAnswer) -> Answer:
-        content, path = self._cache.read(kept.url), self._cache.body_path(kept.url)
-        return Answer(kept.url, kept.final_url, content, kept.content_type, path, is_from_cache=True)
-
-    def _with_retries(self, url: str, attempt: Callable[[], Answer]) -> Answer:
-        for number in range(self._settings.retries + 1):
-            try:
-                return attempt()
-            except _Again as again:
-                if number == self._settings.retries or (again.wait_s or 0.0) > MAX_WAIT_S:
-                    raise again.refusal from None
-                jitter = random.uniform(0.75, 1.25)
-                wait_s = (
-                    self._settings.backoff_s * 2**number * jitter if again.wait_s is None else again.wait_s
-                )
-                if again.wait_s is not None:  # the host asked everybody to wait
-                    host = self._host(url)
-                    host.next_at = max(host.next_at, self._clock() + wait_s)
-                else:
-                    self._sleep(wait_s)
-        raise AssertionError("unreachable")
-
-    def _follow(self, url: str, kept: CachedAnswer | None) -> Answer:
-        headers = {}
-        if kept and kept.etag:
-            headers["If-None-Match"] = kept.etag
-        if kept and kept.last_modified:
-            headers["If-Modified-Since"] = kept.last_modified
-        here = url
-        for _ in range(MAX_REDIRECTS + 1):
-            host = self.meet(here)
-            if host.robots and not host.robots.allows(here):
-                raise Refused("robots", f"{here}: robots.txt asks us to stay away; leave it out.")
-            response = self._request(here, host, headers)
-            with contextlib.closing(response):
-                if response.is_redirect:
-                    here = urljoin(here, response.headers["Location"])
-                    continue
-                if response.status_code == 304 and kept:
-                    _ = response.content  # read to its end, or the connection could not be used again
-                    self._cache.touch(kept)
-                    return self._kept(kept)
-                content = self._body(here, response)
-            answer = CachedAnswer(
-                url=url,
-                final_url=here,
-                content_type=response.headers.get("Content-Type", ""),
-                etag=response.headers.get("ETag", ""),
-                last_modified=response.headers.get("Last-Modified", ""),
-                fetched_at=time.time(),
-            )
-            self._cache.write(answer, content)
-            path = self._cache.body_path(url)
-            return Answer(url, here, content, answer.content_type, path, is_from_cache=False)
-        raise Refused("too_many_redirects", f"{url}: more than {MAX_REDIRECTS} redirects; leave it out.")
-
-    def meet(self, url: str) -> _Host:
-        """The host of `url`, allowed and with its robots.txt read; asks only at the first meeting."""
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise Refused("bad_scheme", f"{url}: is no http or https address; leave it out.")
-        host = self._host(url)
-        with host.lock:
-            if host.proxies is None:
-                proxies = requests.utils.get_environ_proxies(url)
-                host.is_proxied = bool(requests.utils.select_proxy(url, proxies))
-                self._check_name(url, host)
-                host.proxies = proxies
+    def _met(self, parts: SplitResult) -> _Host:
+        """The host, its robots.txt read; asks only at the first meeting, however many meet it at once."""
+        host = self._host(parts)
         if host.robots is None:
-            host.robots = self._robots(f"{parts.scheme}://{parts.netloc}/robots.txt", host)
+            with host.meeting:
+                if host.robots is None:
+                    if host.closed is not None and self._clock() < host.closed_until:
+                        raise copy(host.closed)
+                    try:
+                        host.robots = self._robots(f"{host.root}/robots.txt")
+                    except Refused as refusal:
+                        host.closed, host.closed_until = refusal, self._clock() + CLOSED_S
+                        raise
         return host
 
-    def _check_name(self, url: str, host: _Host) -> None:
-        parts = urlsplit(url)
-        name = parts.hostname or ""
-        if host.is_proxied:  # the proxy resolves names; plain addresses are still ours to check
-            with contextlib.suppress(ValueError):
-                self._check_address(url, str(ipaddress.ip_address(name)))
-            return
-        try:
-            found = socket.getaddrinfo(name, parts.port or 80, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError) as error:
-            raise Unreachable(url, getattr(error, "strerror", None) or str(error)) from None
-        for *_, address in found:
-            self._check_address(url, str(address[0]))
-
-    def _check_address(self, url: str, text: str) -> None:
-        address = ipaddress.ip_address(text.partition("%")[0])
-        mapped = getattr(address, "ipv4_mapped", None)
-        address = mapped or address
-        is_allowed = urlsplit(url).hostname in self._settings.allow_hosts
-        if is_allowed or (address.is_global and not address.is_multicast):
-            return
-        raise Refused(
-            "private_address",
-            f"{url}: leads to the private address {address}, expected a public one; "
-            "leave it out or add its host to fetch.allow_hosts.",
-        )
-
-    def _robots(self, url: str, host: _Host) -> Robots:
-        def attempt() -> Answer:
-            here = url
-            for _ in range(MAX_REDIRECTS + 1):
-                response = self._request(here, host, {})
-                with contextlib.closing(response):
-                    if not response.is_redirect:
-                        return Answer(url, here, self._body(here, response), "", Path(), is_from_cache=False)
-                    here = urljoin(here, response.headers["Location"])
-                    if urlsplit(here).netloc != urlsplit(url).netloc:
-                        self._check_name(here, host)
-            raise Refused("http_404", f"{url}: goes round in circles.")
+    def _robots(self, url: str) -> Robots:
+        def attempt() -> bytes:
+            return self._wire.body(self._hops(url, self._headers, self._host))
 
         try:
-            answer = self._with_retries(url, attempt)
+            text = self._with_retries(url, attempt)
         except Unreachable:
             raise
         except Refused as refusal:
+            if refusal.reason == "private_address":
+                raise
             if refusal.reason.startswith("http_4") and refusal.reason != "http_429":
                 return Robots()  # RFC 9309, 2.3.1.3: no such file, no rules
             raise Refused(
                 "robots", f"{url}: could not be read ({refusal.reason}), so nothing there may be; try later."
             ) from None
-        return parse_robots(answer.content.decode("utf-8", errors="replace"), self._settings.user_agent)
+        return parse_robots(text, self._agent)
 
-    def _request(self, url: str, host: _Host, headers: dict[str, str]) -> requests.Response:
-        """One request in the host's turn, its status checked; the body is still to be read."""
-        settings = self._settings
-        with host.lock:
+    def _with_retries(self, url: str, attempt: Callable[[], T]) -> T:
+        for number in range(self._settings.retries + 1):
+            try:
+                return attempt()
+            except Again as again:
+                if number == self._settings.retries or (again.wait_s or 0.0) > MAX_WAIT_S:
+                    raise again.refusal from None
+                if again.wait_s is not None:  # the host asked everybody to wait
+                    host = self._host(parts_of(url))
+                    host.next_at = max(host.next_at, self._clock() + again.wait_s)
+                else:
+                    self._sleep(self._settings.backoff_s * 2**number * random.uniform(0.75, 1.25))
+        raise AssertionError("unreachable")
+
+    def _ask(self, url: str, kept: CachedAnswer | None) -> Answer:
+        headers = self._headers
+        if kept:
+            known = {name: kept.headers.get(of, "") for name, of in _CONDITIONS}
+            headers = {**headers, **{name: value for name, value in known.items() if value}}
+        reply = self._hops(url, headers, self._allowing)
+        found = _that_matter(reply.headers)
+        if reply.status == 304 and kept and self._cache:
+            self._wire.spare(reply)
+            return self._kept(self._cache.touch(kept, found))
+        try:
+            if reply.status not in (200, 203):
+                raise bad_status(reply.url, reply.status)
+            self._heed(reply.url, found)
+        except Refused:
+            reply.close()
+            raise
+        content, here = self._wire.body(reply), reply.url
+        now = time.time()
+        path = None
+        if self._cache:
+            self._cache.write(CachedAnswer(url, here, found, now, now, len(content)), content)
+            path = self._cache.body_path(url)
+        return Answer(url, here, content, found, _iso(now), path, is_from_cache=False)
+
+    def _kept(self, kept: CachedAnswer) -> Answer:
+        assert self._cache is not None
+        self._heed(kept.url, kept.headers)
+        content, path = self._cache.read(kept.url), self._cache.body_path(kept.url)
+        when = _iso(kept.fetched_at)
+        return Answer(kept.url, kept.final_url, content, kept.headers, when, path, is_from_cache=True)
+
+    def _heed(self, url: str, headers: Mapping[str, str]) -> None:
+        said = self._settings.respect_opt_out and header_opt_out(headers, self._agent)
+        if said:
+            raise Refused(
+                "opt_out_header", f"{url}: asks not to be used for training ({said}); leave it out."
+            )
+
+    def _allowing(self, parts: SplitResult) -> _Host:
+        """The host of an address that its robots.txt allows."""
+        host = self._met(parts)
+        if host.robots and not host.robots.allows(parts.geturl()):
+            raise Refused("robots", f"{parts.geturl()}: robots.txt asks us to stay away; leave it out.")
+        return host
+
+    def _hops(self, url: str, headers: dict[str, str], host_of: Callable[[SplitResult], _Host]) -> Reply:
+        """The answer at the end of all redirects, each hop as strictly checked as the first."""
+        here = url
+        for _ in range(self._settings.max_redirects + 1):
+            reply = self._send(here, host_of(parts_of(here)), headers)
+            target = reply.headers.get("Location") if reply.status in REDIRECTS else None
+            if target is None:
+                return reply
+            self._wire.spare(reply)
+            try:
+                here = urljoin(here, target)
+            except ValueError as error:
+                raise bad_url(target, str(error)) from None
+        raise Refused(
+            "too_many_redirects",
+            f"{url}: more than {self._settings.max_redirects} redirects; raise fetch.max_redirects.",
+        )
+
+    def _manager_of(self, host: _Host) -> urllib3.PoolManager:
+        """Ours, which checks addresses, or that of the proxy which the environment names."""
+        if host.manager is None:
+            proxies = requests.utils.get_environ_proxies(host.root)
+            proxy = requests.utils.select_proxy(host.root, proxies)
+            host.manager = self._adapter.proxy_manager_for(proxy, **_TLS) if proxy else self._manager
+        return host.manager
+
+    def _send(self, url: str, host: _Host, headers: dict[str, str]) -> Reply:
+        """One request in the host's turn."""
+        with host.turn:
             wait_s = host.next_at - self._clock()
             if wait_s > 0:
                 self._sleep(wait_s)
-            host.next_at = self._clock() + self.delay_s(url)
-        try:
-            response = self._session().get(
-                url,
-                headers=headers,
-                timeout=settings.timeout_s,
-                stream=True,
-                allow_redirects=False,
-                proxies=host.proxies,
-            )
-        except requests.exceptions.ConnectTimeout as error:
-            raise Unreachable(url, f"no connection in {settings.timeout_s:g} s") from error
-        except requests.exceptions.Timeout:
-            raise _Again(_timeout(url, settings.timeout_s)) from None
-        except requests.exceptions.ConnectionError as error:
-            if "NewConnectionError" in repr(error) or "NameResolutionError" in repr(error):
-                raise Unreachable(url, _root_cause(error)) from None
-            raise _Again(Refused("connection_lost", f"{url}: the connection broke off; try later.")) from None
-        except (requests.exceptions.RequestException, UnicodeError) as error:
-            raise Refused("bad_url", f"{url}: cannot be asked for ({error}); leave it out.") from None
-        sock = getattr(getattr(response.raw, "connection", None), "sock", None)
-        if sock is not None and not host.is_proxied:
-            try:
-                self._check_address(url, str(sock.getpeername()[0]))
-            except Refused:
-                response.close()
-                raise
-        status = response.status_code
-        if status < 400:
-            return response
-        response.close()
-        refusal = Refused(f"http_{status}", f"{url}: answered {status}; leave it out or try later.")
-        if status in RETRIED_STATUSES:
-            raise _Again(refusal, _retry_after_s(response.headers.get("Retry-After")))
-        raise refusal
-
-    def _body(self, url: str, response: requests.Response) -> bytes:
-        limit = int(self._settings.max_size_mb * 1e6)
-        deadline = self._clock() + self._settings.timeout_s * MAX_SILENCES
-        blocks: list[bytes] = []
-        size_bytes = 0
-        try:
-            for block in response.iter_content(1 << 16):
-                size_bytes += len(block)
-                if size_bytes > limit:
-                    raise Refused(
-                        "too_large", f"{url}: is larger than {limit} bytes; raise fetch.max_size_mb."
-                    )
-                if self._clock() > deadline:
-                    raise _timeout(url, self._settings.timeout_s * MAX_SILENCES)
-                blocks.append(block)
-        except requests.exceptions.ConnectionError as error:
-            if "timed out" in str(error).lower():
-                raise _Again(_timeout(url, self._settings.timeout_s)) from None
-            raise _Again(_truncated(url, size_bytes, response)) from None
-        except requests.exceptions.RequestException:
-            raise _Again(_truncated(url, size_bytes, response)) from None
-        said = response.headers.get("Content-Length", "")
-        is_plain = response.headers.get("Content-Encoding", "identity") == "identity"
-        if is_plain and said.isdigit() and int(said) != size_bytes:
-            raise _Again(_truncated(url, size_bytes, response))
-        return b"".join(blocks)
+            host.next_at = self._clock() + self._delay_s(host)
+        return self._wire.send(self._manager_of(host), url, headers)
 
 
-def _timeout(url: str, seconds: float) -> Refused:
-    return Refused("timeout", f"{url}: took longer than {seconds:g} s; try later or raise fetch.timeout_s.")
+def _that_matter(headers: urllib3.HTTPHeaderDict) -> dict[str, str]:
+    found = {name: "\n".join(headers.getlist(name)) for name in HEADERS if name in headers}
+    licences = [value for value in headers.getlist("link") if "license" in value.lower()]
+    return {**found, "link": ", ".join(licences)} if licences else found
 
 
-def _truncated(url: str, size_bytes: int, response: requests.Response) -> Refused:
-    said = response.headers.get("Content-Length", "more")
-    return Refused("truncated", f"{url}: gave {size_bytes} bytes, expected {said}; try later.")
-
-
-def _root_cause(error: Exception) -> str:
-    text = str(error)
-    for end in (
-        "Connection refused",
-        "Network is unreachable",
-        "No route to host",
-        "Name or service not known",
-    ):
-        if end in text:
-            return end.lower()
-    return "no connection"
-
-
-def _retry_after_s(value: str | None) -> float | None:
-    """Seconds from a Retry-After header, which holds seconds or a date."""
-    if not value:
-        return None
-    if value.strip().isdigit():
-        return float(value)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (TypeError, ValueError):
-        return None
+def _iso(unix_time: float) -> str:
+    return datetime.fromtimestamp(unix_time, UTC).isoformat(timespec="seconds")

@@ -18,8 +18,8 @@ from PIL import Image
 
 from crest.errors import DataError
 from crest.images import decode
-from scraper.fetch import Refused
 from scraper.likeness import Look, look_at
+from scraper.refused import Refused
 
 MAX_MEGAPIXELS: Final = 64.0
 SVG_SIDE_PX: Final = 256

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Final
 from urllib.parse import unquote, urlsplit
+
+MAX_SIZE_BYTES: Final = 500 * 1024
+"""RFC 9309, 2.5."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,8 @@ class Robots:
 
     def allows(self, url: str) -> bool:
         """Whether the address may be fetched: the longest matching pattern decides, allow wins a tie."""
+        if not self.rules:
+            return True
         parts = urlsplit(url)
         path = unquote(parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         best, is_allowed = -1, True
@@ -31,18 +37,32 @@ class Robots:
 
 
 def _matches(pattern: str, path: str) -> bool:
+    """Whether the path begins as the pattern says; each part is sought once, so no pattern takes long."""
     is_anchored = pattern.endswith("$")
-    parts = [re.escape(part) for part in unquote(pattern.removesuffix("$")).split("*")]
-    return re.match(".*".join(parts) + ("$" if is_anchored else ""), path) is not None
+    first, *rest = unquote(pattern.removesuffix("$")).split("*")
+    if not path.startswith(first):
+        return False
+    at, last = len(first), rest.pop() if rest else None
+    for part in rest:
+        found = path.find(part, at)
+        if found < 0:
+            return False
+        at = found + len(part)
+    if last is None:
+        return at == len(path) or not is_anchored
+    return path.endswith(last, at) if is_anchored else path.find(last, at) >= 0
 
 
-def parse_robots(text: str, user_agent: str) -> Robots:
+def parse_robots(content: bytes | str, user_agent: str) -> Robots:
     """Read the rules that apply to us.
 
     Args:
-        text: the file.
+        content: the file; what lies beyond its first 500 KiB does not count.
         user_agent: our product token; a group that names it wins over `*`.
     """
+    text = content[:MAX_SIZE_BYTES]
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", errors="replace")
     ours = user_agent.split("/")[0].strip().lower()
     groups: dict[str, list[tuple[str, str]]] = {}
     names: list[str] = []

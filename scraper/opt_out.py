@@ -1,0 +1,76 @@
+"""What a site says about the use of its pages and pictures for training: headers and meta elements.
+
+Respected are noai, noimageai and noml (X-Robots-Tag, meta robots) and a text-and-data-mining reservation
+(tdm-reservation: 1), said to everybody or to our user agent by name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from html.parser import HTMLParser
+from typing import Final
+
+OPT_OUTS: Final = frozenset({"noai", "noimageai", "noml"})
+_WITH_VALUE: Final = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
+"""Directives that are followed by a colon themselves; any other word before a colon is a user agent."""
+_META: Final = re.compile(rb"<meta\b[^>]*>", re.I)
+_COMMENT: Final = re.compile(rb"<!--.*?-->", re.S)
+
+
+def directives(value: str, agent: str) -> Iterator[str]:
+    """The directives of X-Robots-Tag that are meant for us, in lower case.
+
+    Args:
+        value: the header; several headers of that name are lines of it.
+        agent: our product token in lower case.
+    """
+    for line in value.lower().splitlines():
+        is_ours = True
+        for part in line.split(","):
+            name, colon, rest = part.strip().partition(":")
+            if colon and name.strip() not in _WITH_VALUE:
+                is_ours, name = name.strip() == agent, rest
+            if is_ours:
+                yield name.strip()
+
+
+def header_opt_out(headers: Mapping[str, str], agent: str) -> str:
+    """What in an answer's headers asks not to use it for training; empty when nothing does."""
+    tag = headers.get("x-robots-tag")
+    found = OPT_OUTS.intersection(directives(tag, agent)) if tag else None
+    if found:
+        return f"X-Robots-Tag: {', '.join(sorted(found))}"
+    if headers.get("tdm-reservation", "").strip() == "1":
+        return "TDM-Reservation: 1"
+    return ""
+
+
+def page_opt_out(page: bytes, agent: str) -> str:
+    """What in a page's meta elements asks not to use it for training; empty when nothing does."""
+    for name, content in _metas(page):
+        words = {word.strip() for word in re.split(r"[,\s]+", content)}
+        found = OPT_OUTS & words if name in ("robots", agent) else set()
+        if found:
+            return f'<meta name="{name}" content="{", ".join(sorted(found))}">'
+        if name == "tdm-reservation" and content.strip() == "1":
+            return '<meta name="tdm-reservation" content="1">'
+    return ""
+
+
+def _metas(page: bytes) -> Iterable[tuple[str, str]]:
+    """Name and content of the meta elements, in lower case; those in comments are none."""
+    reader = _MetaReader()
+    for tag in _META.findall(_COMMENT.sub(b"", page)):
+        reader.feed(tag.decode("utf-8", errors="replace"))
+    return reader.found
+
+
+class _MetaReader(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, str]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = {name: (value or "").lower() for name, value in attrs}
+        self.found.append((values.get("name", "").strip(), values.get("content", "")))
