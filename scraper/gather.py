@@ -16,10 +16,10 @@ from typing import Final
 from crest.errors import DataError
 from crest.records import Record
 from scraper.config import ScraperConfig
-from scraper.fetch import Refused
 from scraper.harvest import Drop, Harvest
 from scraper.likeness import Look
 from scraper.pictures import keep_picture
+from scraper.refused import Refused
 from scraper.sites import Item, local_source
 
 AHEAD: Final = 4

@@ -6,10 +6,12 @@ Sizes are read from the header before a pixel is decoded.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
 import threading
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -30,6 +32,7 @@ _MAGIC: Final = (
     (b"GIF89a", "gif"),
     (b"BM", "bmp"),
 )
+_GZIP: Final = b"\x1f\x8b"
 _OTHER_MAGIC: Final = (
     (b"II*\x00", "tiff"),
     (b"MM\x00*", "tiff"),
@@ -41,7 +44,7 @@ _OTHER_MAGIC: Final = (
     (b"\xff\x0a", "jxl"),
     (b"\x00\x00\x00\x0cJXL ", "jxl"),
     (b"\x00\x00\x00\x0cjP  ", "jp2"),
-    (b"\x1f\x8b", "gzip (svgz?)"),
+    (_GZIP, "gzip, and no SVG in it"),
 )
 """Pictures that Crest knows and does not read."""
 _HTML_STARTS: Final = tuple(
@@ -108,8 +111,11 @@ def _brands(content: bytes) -> set[bytes]:
 
 
 def _text_start(content: bytes) -> bytes:
-    """The first kilobytes of what may be text, in one byte a letter."""
+    """The first kilobytes of what may be text, unzipped, in one byte a letter."""
     start = content[:_PROLOG_BYTES]
+    if start.startswith(_GZIP):
+        with contextlib.suppress(zlib.error):
+            start = zlib.decompressobj(31).decompress(start, _PROLOG_BYTES)
     for mark, encoding in ((b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be")):
         if start.startswith(mark):
             return start[2:].decode(encoding, errors="replace").encode("ascii", errors="replace")

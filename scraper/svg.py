@@ -59,7 +59,7 @@ def render_svg(content: bytes, where: str, side_px: int, *, max_cpu_s: int = MAX
     Raises:
         Refused: "broken_svg", "svg_external" (it needs another file) or "svg_too_complex".
     """
-    from scraper.fetch import Refused
+    from scraper.refused import Refused
 
     try:
         root = _parsed(content, where)
@@ -86,13 +86,13 @@ def render_svg(content: bytes, where: str, side_px: int, *, max_cpu_s: int = MAX
 
 
 def _too_complex(where: str, found: str) -> Exception:
-    from scraper.fetch import Refused
+    from scraper.refused import Refused
 
     return Refused("svg_too_complex", f"{where}: {found}, expected a drawing of a logo; simplify it.")
 
 
 def _external(where: str, found: str) -> Exception:
-    from scraper.fetch import Refused
+    from scraper.refused import Refused
 
     return Refused("svg_external", f"{where}: needs {found[:80]}, expected all in one file; embed it.")
 
@@ -195,10 +195,12 @@ def _embedded(address: str, where: str, nested: int) -> str:
     try:
         with Image.open(io.BytesIO(content)) as picture:
             pixels = picture.width * picture.height
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError:
+        pixels = MAX_PIXELS + 1
+    except (OSError, SyntaxError) as error:
         raise ValueError(f"an embedded picture: {error}") from None
     if pixels > MAX_PIXELS:
-        raise _too_complex(where, f"embeds a picture of {pixels:,} pixels")
+        raise _too_complex(where, f"embeds a picture of more than {MAX_PIXELS:,} pixels")
     return f"{kind.partition(';')[0]};base64,{base64.b64encode(content).decode()}"
 
 

@@ -18,8 +18,8 @@ from crest.errors import DataError
 from crest.records import hash_of, read_jsonl
 from scraper.config import SourceConfig
 from scraper.cut_text import tidy
-from scraper.fetch import Refused
 from scraper.harvest import Drop
+from scraper.refused import Refused
 from scraper.sites import Card, Item, Listing
 from scraper.sites.caption_rows import PICTURE_SUFFIXES, Row, read_table, read_text, row_of
 
