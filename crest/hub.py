@@ -62,7 +62,7 @@ def fetch(name: str, revision: str | None = None, *, cache_dir: Path | None = No
 
     Args:
         revision: commit, branch or tag; None: the default branch.
-        cache_dir: None: the hub's own cache (HF_HOME).
+        cache_dir: None: the hub's own cache (HF_HUB_CACHE, HF_HOME).
     Raises:
         FetchError: no such repository or revision, no right to read it, or a hub that does not answer and a
             cache that lacks it.
@@ -78,6 +78,7 @@ def fetch(name: str, revision: str | None = None, *, cache_dir: Path | None = No
         RevisionNotFoundError,
     )
 
+    cache_dir = cache_dir or _cache_of_the_environment()
     hub, at = endpoint(), f" at {revision}" if revision else ""
     try:
         # asked first and once: the library would try again and again for every single file
@@ -117,6 +118,13 @@ def fetch(name: str, revision: str | None = None, *, cache_dir: Path | None = No
         ) from None
     _note(Path(paths[0]).parent, revision or "main", commit)
     return Snapshot(Path(paths[0]).parent, commit)
+
+
+def _cache_of_the_environment() -> Path | None:
+    """What the library would read when it is imported, read now."""
+    if place := os.environ.get("HF_HUB_CACHE"):
+        return Path(place)
+    return Path(place) / "hub" if (place := os.environ.get("HF_HOME")) else None
 
 
 def _note(folder: Path, revision: str, commit: str) -> None:

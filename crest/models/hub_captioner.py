@@ -12,6 +12,8 @@ prompts and has no chat template for BLIP.
 from __future__ import annotations
 
 import copy
+import inspect
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +112,12 @@ class HubCaptioner:
         self.hash, self.device, self.asking = digest, torch.device(device), asking
         try:
             self._load(folder)
-        except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
+        except pickle.UnpicklingError:  # weights of the older form are read as tensors, never run
+            raise WeightsError(
+                f"{folder}: holds weights that are not plain tensors, expected nothing else in them; take a "
+                "repository with model.safetensors."
+            ) from None
+        except (OSError, ValueError, KeyError, ImportError, AttributeError, RuntimeError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise WeightsError(
                 f"{folder}: is no captioner that transformers can read ({reason}); download all its "
@@ -136,17 +143,26 @@ class HubCaptioner:
         if self._words.pad_token is None:
             self._words.pad_token = self._words.eos_token
         self._settings = self._generation()
+        self._takes = frozenset(inspect.signature(self.network.forward).parameters)
 
     def _generation(self) -> Any:
-        """The model's own special tokens, with nothing of how it was sampled from."""
-        own = self.network.generation_config
-        settings = copy.deepcopy(own)
+        """The model's own special tokens, with our length and search, and without its way of sampling."""
+        settings = copy.deepcopy(self.network.generation_config)
         # a length or a sampler that was saved with the weights would contend with ours, or warn
         for name in ("max_length", "min_length", "temperature", "top_p", "top_k", "early_stopping"):
             setattr(settings, name, None)
         if settings.pad_token_id is None:
             settings.pad_token_id = self._words.pad_token_id
+        settings.update(**self._search)
         return settings
+
+    @property
+    def _search(self) -> dict[str, Any]:
+        return {
+            "max_new_tokens": self.asking.max_tokens,
+            "num_beams": self.asking.beams,
+            "do_sample": False,
+        }
 
     def _route(self, wanted: Route, folder: Path) -> str:
         has_template = bool(getattr(self._processor, "chat_template", None))
@@ -169,20 +185,15 @@ class HubCaptioner:
             return []
         # squares: some processors crop what is wide, and would cut a wordmark's ends off
         squares = [square(picture, min(max(picture.size), MAX_SIDE_PX)) for picture in pictures]
-        inputs = {
-            name: value.to(self.device, self.network.dtype)
-            if value.is_floating_point()
-            else value.to(self.device)
-            for name, value in self._inputs(squares).items()
-        }
-        tokens = self.network.generate(
-            **inputs,
-            **({} if self.kind == "blip" else {"generation_config": self._settings}),
-            max_new_tokens=self.asking.max_tokens,
-            num_beams=self.asking.beams,
-            do_sample=False,
-        )
+        inputs = {name: self._placed(value) for name, value in self._inputs(squares).items()}
+        # BLIP hands its own special tokens down to its decoder, beside which no settings may stand
+        how = self._search if self.kind == "blip" else {"generation_config": self._settings}
+        tokens = self.network.generate(**inputs, **how)
         return [self._text(row) for row in self._answers(tokens, inputs.get("input_ids"))]
+
+    def _placed(self, value: Tensor) -> Tensor:
+        dtype = self.network.dtype if value.is_floating_point() else value.dtype
+        return value.to(self.device, dtype)
 
     def _inputs(self, pictures: list[Image]) -> dict[str, Tensor]:
         if self.route == "plain":
@@ -215,9 +226,10 @@ class HubCaptioner:
         goes_on = not self.network.config.is_encoder_decoder and self.kind != "blip"  # which cuts it itself
         if goes_on and int(inputs["input_ids"][0, -1]) in self._ends:
             # a tokenizer that ends its texts ends the question too: nothing would be left to say
-            for name in ("input_ids", "attention_mask", "token_type_ids"):
-                if name in inputs:
-                    inputs[name] = inputs[name][:, :-1]
+            for name in {"input_ids", "attention_mask", "token_type_ids"} & set(inputs):
+                inputs[name] = inputs[name][:, :-1]
+        if "token_type_ids" not in self._takes:  # some tokenizers give what their model refuses
+            inputs.pop("token_type_ids", None)
         return inputs
 
     @property
@@ -251,4 +263,5 @@ def without_echo(text: str, prompt: str) -> str:
         if place == len(text) or text[place].casefold() != letter:
             return text
         place += 1
-    return text[place:].lstrip(" .,:;?!") if wanted else text
+    end = "".join(letter for letter in prompt[-4:] if not letter.isalnum())
+    return text[place:].lstrip(f" .,:;?!{end}") if wanted else text

@@ -1,4 +1,4 @@
-"""Captioners: Crest's own ViT-GPT2 learns and travels, a published folder is read as its kind asks."""
+"""Captioners: Crest's own ViT-GPT2 learns and travels; published ones have a file of their own."""
 
 import json
 from pathlib import Path
@@ -7,15 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    PreTrainedTokenizerFast,
-    VisionEncoderDecoderModel,
-    ViTConfig,
-    ViTImageProcessor,
-    ViTModel,
-)
 
 from crest.checkpoint import export_weights
 from crest.errors import WeightsError
@@ -25,7 +16,6 @@ from crest.models.captioner import (
     Captioner,
     CaptionerModel,
     CaptionerSpec,
-    HubCaptioner,
     learn_vocabulary,
     load_captioner,
 )
@@ -126,59 +116,6 @@ def test_a_word_does_not_see_those_after_it(taught: CaptionerModel) -> None:
     with torch.no_grad():
         left, right = taught(flat(COLOURS[0])[None], labels), taught(flat(COLOURS[0])[None], other)
     assert torch.allclose(left[:, :6], right[:, :6], atol=1e-5)
-
-
-@pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A vision-encoder-decoder folder as a hub has it: network, image processor, fast tokenizer."""
-    folder = tmp_path_factory.mktemp("published")
-    torch.manual_seed(0)
-    vit = ViTConfig(
-        image_size=16,
-        patch_size=8,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-    )
-    gpt2 = GPT2Config(
-        vocab_size=301,
-        n_positions=64,
-        n_embd=16,
-        n_layer=1,
-        n_head=2,
-        add_cross_attention=True,
-        is_decoder=True,
-    )
-    network = VisionEncoderDecoderModel(
-        encoder=ViTModel(vit, add_pooling_layer=False), decoder=GPT2LMHeadModel(gpt2)
-    )
-    tokenizer = model_of().tokenizer
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer.backend_tokenizer,
-        eos_token=END,
-        bos_token=END,
-        pad_token=END,
-        unk_token=END,
-    )
-    end = fast.convert_tokens_to_ids(END)
-    for settings in (network.config, network.generation_config):
-        settings.decoder_start_token_id = settings.pad_token_id = settings.eos_token_id = end
-    network.save_pretrained(folder)
-    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
-    fast.save_pretrained(folder)
-    return folder
-
-
-def test_a_published_folder_writes_a_sentence_a_picture(published: Path) -> None:
-    captioner = load_captioner(published)
-    assert isinstance(captioner, HubCaptioner)
-    captions = captioner.caption([picture(COLOURS[0]), Image.new("RGBA", (20, 60), (0, 0, 0, 0))])
-    assert len(captions) == 2
-    assert all(isinstance(caption, str) for caption in captions)
-    assert captions == load_captioner(published).caption(
-        [picture(COLOURS[0]), Image.new("RGBA", (20, 60), (0, 0, 0, 0))]
-    )
 
 
 def test_a_folder_that_is_no_captioner_is_refused(tmp_path: Path) -> None:
