@@ -6,6 +6,7 @@ every worker seconds. Refuses to end silently where a header is damaged, as both
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -35,9 +36,12 @@ class TarPart:
     def __enter__(self) -> TarPart:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._stream.close()
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        with contextlib.suppress(OSError):  # a full disk fails once more when what is buffered is written
+            self._stream.close()
         self._part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(self.path)  # a full disk is told without a name
 
     def size_with(self, members: Mapping[str, bytes]) -> int:
         """Bytes that the finished tar would have with one more sample."""

@@ -1,214 +1,245 @@
 """Records + captions + images -> shards: fitted to one longest side, alpha kept, split by group.
 
-A split is a pure function of the group and the seed, so nothing that looks or reads alike is torn apart.
-Refuses pictures without words, and counts them.
+The same input gives the same bytes, whoever does the work, however often it was interrupted. Shards of before
+stay whole until the new ones are. Refuses pictures without words, and counts them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import os
+import shutil
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 from crest.config import run_command
 from crest.errors import DataError
-from crest.records import SPLITS, Caption, Record, Split, hash_of, read_manifest, read_records
-from scraper.caption import RECORDS_BY, captions_hash, finished_captions, own_captions
-from scraper.config import PackConfig, ScraperConfig
-from scraper.groups import Groups
+from crest.records import (
+    SPLITS,
+    Manifest,
+    Record,
+    hash_of,
+    read_json,
+    read_manifest,
+    record_of,
+    write_manifest,
+)
+from scraper.chunks import WORK_DIR, Chunk, Packed, pack_chunk
+from scraper.config import PackConfig, ScraperConfig, WorkConfig
 from scraper.harvest import told
+from scraper.plan import Plan, lines_at, make_plan
+from scraper.splits import (
+    EMPTY,
+    Divided,
+    Families,
+    divide,
+    families,
+    read_ledger,
+    write_ledger,
+)
 
+RECORDS_BY: Final = "python -m scraper (make scrape)"
 SHARDS_BY: Final = "python -m scraper.pack (make shards)"
-SHARED_WORDS: Final = 20
-"""A caption of more pictures than this names a class, not a logo, and makes no relatives."""
-_AHEAD: Final = 64
+FEW: Final = 200
+"""Pictures that are packed before a further process has started."""
+NAMED: Final = 20
+"""Damaged pictures and moved groups that the manifest names; all are counted."""
 
 
 @dataclass(frozen=True)
-class Described:
-    """A picture with the words that it is packed with."""
+class Inputs:
+    """What the shards are made of."""
 
-    record: Record
-    caption: Caption
-
-
-def split_of(group: str, settings: PackConfig) -> Split:
-    """The split of a group: its hash with the seed, as a number in [0, 1), falls into one of the shares."""
-    place = _place(group, settings)
-    if place < settings.test_share:
-        return "test"
-    return "val" if place < settings.test_share + settings.val_share else "train"
+    has_captions: bool
+    parents: dict[str, str]
+    """hash of the records, and of captions.json where that is there"""
 
 
-def _place(group: str, settings: PackConfig) -> float:
-    digest = hashlib.sha256(f"{settings.seed}/{group}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2.0**64
-
-
-def divide(described: Sequence[Described], settings: PackConfig) -> dict[Split, list[Described]]:
-    """Split pictures by group, each split in an order drawn by the seed.
-
-    A share that is wanted but got no group (there are only a few) takes the one that came nearest to it.
+def read_inputs(folder: Path) -> Inputs:
+    """Look for records and captions.
 
     Raises:
-        DataError: fewer groups than splits.
+        DataError: no records, or captions of other ones.
     """
-    groups = sorted({one.record.group for one in described}, key=lambda group: _place(group, settings))
-    splits = {group: split_of(group, settings) for group in groups}
-    shares: dict[Split, float] = {"test": settings.test_share, "val": settings.val_share}
-    wanted = [split for split, share in shares.items() if share > 0]
-    if len(groups) <= len(wanted):
+    manifest = read_manifest(folder, "records", RECORDS_BY)
+    path = folder / "captions.json"
+    if not path.exists():
+        return Inputs(False, {"records": manifest.hash})
+    captions = Manifest(**read_json(path))
+    if captions.parents.get("records") != manifest.hash:
         raise DataError(
-            f"the logos form {len(groups)} groups, expected more than {len(wanted)} to split without leaks; "
-            "add logos or set pack.val_share and pack.test_share to 0."
+            f"{path}: made of other records than records.jsonl, expected of these; run "
+            "python -m scraper.caption (make caption) again."
         )
-    for split in wanted:
-        if split not in splits.values():
-            # the nearest neighbour above: groups are in the order of their places
-            counts = Counter(splits.values())
-            nearest = next(group for group in groups if splits[group] == "train" or counts[splits[group]] > 1)
-            splits[nearest] = split
-    if "train" not in splits.values():
-        splits[groups[-1]] = "train"
-    divided: dict[Split, list[Described]] = {split: [] for split in SPLITS}
-    for one in described:
-        divided[splits[one.record.group]].append(one)
-    for split in SPLITS:
-        divided[split].sort(key=lambda one: hash_of(settings.seed, one.record.id))
-    return divided
-
-
-def describe(
-    records: Sequence[Record], captions: Sequence[Caption], settings: PackConfig
-) -> tuple[list[Described], Counter[str]]:
-    """Join pictures and words; groups that share a caption become one.
-
-    Returns:
-        what can be packed, and named reason -> how many cannot.
-    """
-    by_id = {caption.id: caption for caption in captions}
-    dropped: Counter[str] = Counter()
-    joined: list[Described] = []
-    for record in records:
-        caption = by_id.get(record.id)
-        if caption is None:
-            dropped["no_caption"] += 1
-        elif caption.origin != "human" and settings.use_captions == "human":
-            dropped["model_caption"] += 1
-        else:
-            joined.append(Described(record, caption))
-    same: dict[str, list[str]] = {}
-    for one in joined:
-        same.setdefault(one.caption.text.casefold(), []).append(one.record.group)
-    groups = Groups()
-    for sharing in same.values():
-        if len(sharing) <= SHARED_WORDS:
-            groups.merge(sharing)
-    named = [replace(one, record=replace(one.record, group=groups.name(one.record.group))) for one in joined]
-    return named, dropped
-
-
-def fitted_png(path: Path, side_px: int) -> bytes:
-    """A picture as PNG bytes, its longest side at most `side_px`; a PNG that fits stays as it is."""
-    from PIL import Image
-
-    from crest.images import decode
-    from crest.shards import png_bytes
-
-    content = path.read_bytes()
-    picture = decode(content, str(path))
-    longest = max(picture.size)
-    if longest <= side_px:
-        return content if path.suffix == ".png" else png_bytes(picture)
-    size = tuple(max(1, round(side * side_px / longest)) for side in picture.size)
-    return png_bytes(picture.resize((size[0], size[1]), Image.Resampling.LANCZOS))
-
-
-def samples(described: Sequence[Described], data_dir: Path, side_px: int) -> Iterator[Any]:
-    """Samples in order, their pictures fitted by all processors a few ahead; memory stays flat."""
-    from crest.shards import Sample
-
-    def made(one: Described) -> Sample:
-        image = fitted_png(data_dir / one.record.image, side_px)
-        words = {"origin": one.caption.origin, "model": one.caption.model}
-        meta = {
-            **dataclasses.asdict(one.record),
-            "source_caption": one.record.caption,
-            "caption": one.caption.text,
-        }
-        return Sample(one.record.id, image, one.caption.text, {**meta, "caption_origin": words})
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(described), _AHEAD):
-            yield from pool.map(made, described[start : start + _AHEAD])
+    return Inputs(True, {"records": manifest.hash, "captions": captions.hash})
 
 
 def main(config: ScraperConfig) -> None:
     """Write data/shards; a finished folder is left as it is."""
-    from crest.shards import write_shards
-
     started = time.monotonic()
     folder, shards_dir = config.data.dir, config.data.dir / "shards"
-    records, captions, parents = _inputs(folder)
-    made_from = hash_of(parents, config.pack.model_dump(mode="json"))
-    if (shards_dir / "manifest.json").exists():
-        before = read_manifest(shards_dir, "shards", SHARDS_BY)
-        if before.details.get("made_from") == made_from:
-            print(f"{shards_dir}: up to date, {told(before.counts)}; nothing to do.")
-            return
-    described, dropped = describe(records, captions, config.pack)
-    if not described:
+    inputs = read_inputs(folder)
+    settings = config.pack.model_dump(mode="json")
+    before = _finished(shards_dir)
+    if before and inputs.has_captions and _is_made_from(before, inputs.parents, settings):
+        print(f"{shards_dir}: up to date, {told(before.counts)}; nothing to do.")
+        return
+    plan = make_plan(folder, config.pack, inputs.has_captions)
+    if not len(plan.order):
         raise DataError(
-            f"{folder}: none of {len(records)} logos has a caption ({told(dropped)}); "
+            f"{folder}: none of {plan.read} logos has a caption ({told(plan.dropped)}); "
             "set caption.weights and run python -m scraper.caption."
         )
-    divided = divide(described, config.pack)
-    (shards_dir / "manifest.json").unlink(missing_ok=True)
-    streams: Mapping[Split, Iterator[Any]] = {
-        split: samples(divided[split], folder, config.pack.side_px) for split in SPLITS
+    parents = {"captions": plan.words_hash, **inputs.parents}
+    made_from = hash_of(parents["records"], plan.words_hash, settings)
+    if before and before.details.get("made_from") == made_from:
+        # the same words in a new captions.jsonl: only their name has changed
+        write_manifest(shards_dir, dataclasses.replace(before, parents=parents))
+        print(f"{shards_dir}: up to date, {told(before.counts)}; nothing to do.")
+        return
+    found = families(plan.links)
+    ledger = read_ledger(shards_dir, config.pack)
+    divided = divide(plan.links, found, EMPTY if ledger is None else ledger, config.pack, str(folder))
+    moved = sorted({_record(folder, plan, int(number)).group for number in divided.moved[:1000]})
+    details = {
+        "made_from": made_from,
+        "settings": settings,
+        "groups": len(found.namer),
+        "split_moved": len(divided.moved),
+        "split_moved_groups": moved[:NAMED],
+        "splits_drawn_anew": ledger is None,
+        "too_common_to_link": dict(found.too_common),
     }
-    manifest = write_shards(
-        shards_dir,
-        streams,
-        samples_per_shard=config.pack.samples_per_shard,
-        parents=parents,
-        dropped=dropped,
-        details={"made_from": made_from, "groups": len({one.record.group for one in described})},
-    )
+    manifest = _pack(config, plan, found, divided, Made(parents, details))
     print(
-        f"{shards_dir}: {len(records):,} logos came in; packed {len(described):,} ({told(manifest.counts)}) "
-        f"of {manifest.details['groups']:,} groups into {len(manifest.files)} tars; "
-        f"dropped {dropped.total():,}: {told(dropped)}; {time.monotonic() - started:.1f} s."
+        f"{shards_dir}: {plan.read:,} logos came in; packed {sum(manifest.counts.values()):,} "
+        f"({told(manifest.counts)}) of {len(found.namer):,} groups into {len(manifest.files)} tars; "
+        f"dropped {sum(manifest.dropped.values()):,}: {told(manifest.dropped)}; "
+        f"{_moves(ledger is None, len(divided.moved), moved)}{time.monotonic() - started:.1f} s."
     )
 
 
-def _inputs(folder: Path) -> tuple[list[Record], list[Caption], dict[str, str]]:
-    """Records, their captions (the sources' own where nothing was captioned yet), and the hashes of both."""
-    manifest = read_manifest(folder, "records", RECORDS_BY)
-    records = read_records(folder / "records.jsonl")
-    finished = finished_captions(folder, manifest.hash)
-    if finished is not None:
-        captions, made = finished
-        return records, captions, {"records": manifest.hash, "captions": made.hash}
-    if (folder / "captions.json").exists():
+def _moves(is_anew: bool, count: int, groups: list[str]) -> str:
+    """What the reader should know of splits that did not stay."""
+    if is_anew:
+        return "the seed or the shares changed: every split was drawn anew; "
+    if not count:
+        return ""
+    named = ", ".join(groups[:3]) + ("…" if len(groups) > 3 else "")
+    return f"split_moved {count:,} (new logos link them to what is held out: {named}); "
+
+
+def _finished(shards_dir: Path) -> Manifest | None:
+    if not (shards_dir / "manifest.json").exists():
+        return None
+    return read_manifest(shards_dir, "shards", SHARDS_BY)
+
+
+def _is_made_from(before: Manifest, parents: dict[str, str], settings: dict[str, Any]) -> bool:
+    return dict(before.parents) == parents and before.details.get("settings") == settings
+
+
+@dataclass(frozen=True)
+class Made:
+    """What the manifest says of where the shards come from."""
+
+    parents: dict[str, str]
+    details: dict[str, Any]
+
+
+def _pack(config: ScraperConfig, plan: Plan, found: Families, divided: Divided, made: Made) -> Manifest:
+    """Have all chunks packed, then number their tars and write ledger and manifest."""
+    from tqdm import tqdm
+
+    from crest.shards import finish_shards, tar_name
+
+    shards_dir = config.data.dir / "shards"
+    work_dir = shards_dir / WORK_DIR
+    work_dir.mkdir(parents=True, exist_ok=True)
+    chunks = list(_spans(plan, found, divided, config.pack.samples_per_shard))
+    jobs = (_chunk(config, plan, found, name, numbers) for name, numbers in chunks)
+    packed: dict[str, Packed] = {}
+    damaged: list[tuple[str, str]] = []
+    with tqdm(total=len(plan.order), desc="pack", unit="logo", disable=None) as bar:
+        for (name, numbers), done in zip(
+            chunks, _worked(jobs, config, len(chunks), len(plan.order)), strict=True
+        ):
+            packed[name] = done
+            damaged += done.damaged
+            _check_damage(shards_dir, damaged, len(plan.order), config.pack)
+            bar.update(len(numbers))
+    (shards_dir / "manifest.json").unlink(missing_ok=True)
+    write_ledger(shards_dir, divided.ledger, config.pack)
+    tars: dict[str, int] = {}
+    hashes: dict[str, str] = {}
+    for split in SPLITS:
+        own = [tar for name, _ in chunks if name.startswith(f"{split}-") for tar in packed[name].tars]
+        for number, tar in enumerate(own):
+            name = tar_name(split, number)
+            (work_dir / tar.name).replace(shards_dir / name)
+            tars[name], hashes[name] = tar.samples, tar.sha256
+    manifest = finish_shards(
+        shards_dir,
+        tars,
+        hashes=hashes,
+        parents=made.parents,
+        dropped={**plan.dropped, **({"damaged": len(damaged)} if damaged else {})},
+        details={**made.details, "damaged": dict(damaged[:NAMED])},
+    )
+    shutil.rmtree(work_dir)
+    return manifest
+
+
+def _spans(
+    plan: Plan, found: Families, divided: Divided, samples_per_shard: int
+) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, pictures) of every chunk: each split in an order drawn by the seed, cut into equal pieces."""
+    splits = divided.splits[found.family_of[found.atom_of]]
+    for code, split in enumerate(SPLITS):
+        numbers = np.flatnonzero(splits == code)
+        numbers = numbers[np.lexsort((plan.links.pictures[numbers], plan.order[numbers]))]
+        for count, start in enumerate(range(0, len(numbers), samples_per_shard)):
+            yield f"{split}-{count:06d}", numbers[start : start + samples_per_shard]
+
+
+def _chunk(config: ScraperConfig, plan: Plan, found: Families, name: str, numbers: np.ndarray) -> Chunk:
+    namers = plan.record_at[found.namer[found.family_of[found.atom_of[numbers]]]]
+    columns = (plan.record_at[numbers], plan.caption_at[numbers], namers)
+    places = list(zip(*(column.tolist() for column in columns), strict=True))
+    return Chunk(config.data.dir.resolve(), name, plan.lines_hash, places, config.pack)
+
+
+def _worked(jobs: Iterator[Chunk], config: ScraperConfig, count: int, pictures: int) -> Iterator[Packed]:
+    """The chunks' results in order, by this process alone where another would only cost its start."""
+    from scraper.executor import run_jobs
+
+    work: WorkConfig = config.work
+    if work.executor == "local" and pictures <= FEW:
+        work = work.model_copy(update={"workers": 1})
+    return run_jobs(pack_chunk, jobs, work, size=count)
+
+
+def _check_damage(where: Path, damaged: list[tuple[str, str]], count: int, settings: PackConfig) -> None:
+    if len(damaged) > settings.max_damaged_share * count:
         raise DataError(
-            f"{folder / 'captions.json'}: made of other records than records.jsonl, expected of these; run "
-            "python -m scraper.caption (make caption) again."
+            f"{where}: {len(damaged)} of {count} pictures are damaged, expected at most a share of "
+            f"{settings.max_damaged_share:g} (pack.max_damaged_share); the first: {damaged[0][1]}"
         )
-    captions, _ = own_captions(records)
-    return records, captions, {"records": manifest.hash, "captions": captions_hash(captions)}
+
+
+def _record(folder: Path, plan: Plan, number: int) -> Record:
+    path = folder / "records.jsonl"
+    return record_of(next(lines_at(path, int(plan.record_at[number])))[2], path)
 
 
 def check(config: ScraperConfig) -> None:
-    """Look whether there are records with captions."""
-    _inputs(config.data.dir)
+    """Look whether there are records with captions, and whether the ledger of splits can be read."""
+    read_inputs(config.data.dir)
+    read_ledger(config.data.dir / "shards", config.pack)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,254 @@
+"""One chunk of the plan -> tars: a pure function of its job, for any worker that sees the folder.
+
+A picture that fits and has the wanted format is copied byte for byte. Refuses to crop, to flatten what may
+keep its alpha, and to leave half a tar.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from crest.errors import DataError
+from crest.records import (
+    Caption,
+    Record,
+    content_id,
+    file_hash,
+    hash_of,
+    picture_bytes,
+    read_json,
+    record_of,
+    write_json,
+)
+from scraper.config import PackConfig
+from scraper.plan import NO_CAPTIONS, caption_of, lines_at, own_words, usable
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from crest.shards import Sample
+
+WORK_DIR: Final = "chunks"
+_KINDS: Final = {"png": "PNG", "webp": "WEBP", "jpg": "JPEG"}
+_JPEG_QUALITY: Final = 95
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Pictures that lie together in the order of their split."""
+
+    folder: Path
+    """the data folder"""
+    name: str
+    """`train-000012`; its tars are called `train-000012.000.tar` and so on until they are numbered"""
+    lines_hash: str
+    """of the records and captions that it reads"""
+    places: Sequence[tuple[int, int, int]]
+    """of each picture: where the lines of its record, of its first caption and of the record that names its
+    group begin"""
+    settings: PackConfig
+
+    @property
+    def key(self) -> str:
+        """Changes with anything that the tars depend on."""
+        return hash_of(self.name, self.lines_hash, list(self.places), self.settings.model_dump(mode="json"))
+
+    @property
+    def work_dir(self) -> Path:
+        """Where its tars wait for their numbers."""
+        return self.folder / "shards" / WORK_DIR
+
+
+@dataclass(frozen=True)
+class PackedTar:
+    """A tar that a chunk became."""
+
+    name: str
+    samples: int
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What a chunk became."""
+
+    tars: tuple[PackedTar, ...]
+    damaged: tuple[tuple[str, str], ...]
+    """id and sentence of each picture that is no whole picture any more"""
+
+
+def pack_chunk(chunk: Chunk) -> Packed:
+    """Write a chunk's tars, unless they are there already, and its note, last.
+
+    Raises:
+        OSError: the disk is full; nothing half-written stays.
+    """
+    note = chunk.work_dir / f"{chunk.name}.json"
+    done = _finished(note, chunk)
+    if done is not None:
+        return done
+    note.unlink(missing_ok=True)
+    tars, damaged = _write(chunk)
+    packed = Packed(tuple(tars), tuple(damaged))
+    if not damaged:  # what is damaged is looked at again: it may have been mended
+        write_json(note, {"key": chunk.key, "tars": [vars(tar) for tar in tars]})
+    return packed
+
+
+def _finished(note: Path, chunk: Chunk) -> Packed | None:
+    """What an interrupted run had made of this chunk; None when it has to be done."""
+    try:
+        noted = read_json(note)
+    except DataError:
+        return None
+    tars = tuple(PackedTar(**tar) for tar in noted["tars"])
+    if noted["key"] != chunk.key:
+        return None
+    for tar in tars:
+        path = chunk.work_dir / tar.name
+        if not path.exists() or path.stat().st_size != tar.size_bytes:
+            return None
+    return Packed(tars, ())
+
+
+def _write(chunk: Chunk) -> tuple[list[PackedTar], list[tuple[str, str]]]:
+    from crest.tars import TarPart
+
+    largest = chunk.settings.shard_size_mb * 1e6
+    tars: list[PackedTar] = []
+    damaged: list[tuple[str, str]] = []
+    samples = _samples(chunk, damaged)
+    sample = next(samples, None)
+    while sample is not None:
+        path = chunk.work_dir / f"{chunk.name}.{len(tars):03d}.tar"
+        with TarPart(path) as part:
+            members = sample.members()
+            while sample is not None and (not part.samples or part.size_with(members) <= largest):
+                part.add(sample.id, members)
+                sample = next(samples, None)
+                members = sample.members() if sample is not None else {}
+            size_bytes = part.finish()
+        tars.append(PackedTar(path.name, part.samples, size_bytes, file_hash(path)))
+    return tars, damaged
+
+
+def _samples(chunk: Chunk, damaged: list[tuple[str, str]]) -> Iterator[Sample]:
+    from crest.shards import Sample
+
+    records, captions = chunk.folder / "records.jsonl", chunk.folder / "captions.jsonl"
+    for record_at, caption_at, namer_at in chunk.places:
+        record = _record_at(records, record_at)
+        group = record.group if namer_at == record_at else _record_at(records, namer_at).group
+        words = own_words(record) if caption_at == NO_CAPTIONS else _captions_at(captions, caption_at)
+        words = usable(words, chunk.settings)
+        try:
+            image = fitted(record, chunk.folder, chunk.settings)
+        except DataError as error:
+            damaged.append((record.id, str(error)))
+            continue
+        meta = _meta(record, group, words)
+        yield Sample(record.id, image, words[0].text, meta, chunk.settings.format)
+
+
+def _record_at(path: Path, at: int) -> Record:
+    return record_of(next(lines_at(path, at))[2], path)
+
+
+def _captions_at(path: Path, at: int) -> list[Caption]:
+    captions: list[Caption] = []
+    for _, _, row in lines_at(path, at):
+        caption = caption_of(row, path)
+        if captions and caption.id != captions[0].id:
+            break
+        captions.append(caption)
+    return captions
+
+
+def _meta(record: Record, group: str, captions: Sequence[Caption]) -> dict[str, Any]:
+    """All that is known of a picture, as its JSON member holds it."""
+    first = captions[0]
+    words = [{name: value for name, value in vars(one).items() if name != "id"} for one in captions]
+    return {
+        **vars(record),
+        "group": group,
+        "source_group": record.group,
+        "source_caption": record.caption,
+        "caption": first.text,
+        "caption_origin": {"origin": first.origin, "model": first.model},
+        "captions": words,
+    }
+
+
+def fitted(record: Record, folder: Path, settings: PackConfig) -> bytes:
+    """A picture in the wanted format, its longest side at most `side_px`.
+
+    Raises:
+        DataError: its bytes are gone, changed or no whole picture.
+    """
+    content = picture_bytes(folder, record.image)
+    where = str(folder / record.image)
+    is_itself = content_id(content) == record.id
+    if not is_itself:
+        _look_for_damage(record, content, where)
+    has_format = _format_of(content) == settings.format
+    longest = max(record.width_px, record.height_px)
+    if is_itself and has_format and record.frames == 1 and 0 < longest <= settings.side_px:
+        return content  # its bytes are those that were decoded when it was found
+    from crest.images import decode
+
+    picture = decode(content, where)
+    longest = max(picture.size)
+    if longest > settings.side_px:
+        return encoded(_fit(picture, settings.side_px), settings.format)
+    return content if has_format and record.frames == 1 else encoded(picture, settings.format)
+
+
+def _look_for_damage(record: Record, content: bytes, where: str) -> None:
+    """Refuse bytes that are not those that were scraped; only a drawn SVG goes by the id of its source."""
+    from PIL import Image
+
+    name = Path(record.image.partition("#")[0])
+    if name.stem == record.id and name.suffix != ".png":
+        raise DataError(f"{where}: is not the picture that was scraped (its bytes changed); fetch it again.")
+    try:
+        with Image.open(io.BytesIO(content)) as picture:
+            picture.verify()  # a PNG's checksums, which decoding does not look at
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{where}: is not a whole picture ({error}); fetch it again or remove it.") from None
+
+
+def _format_of(content: bytes) -> str:
+    if content.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png"
+    if content.startswith(b"\xff\xd8\xff"):
+        return "jpg"
+    return "webp" if content[:4] == b"RIFF" and content[8:12] == b"WEBP" else ""
+
+
+def _fit(picture: Image, side_px: int) -> Image:
+    """Shrink with antialiasing; Pillow weighs colours by their alpha, so that hidden ones do not bleed."""
+    from PIL.Image import Resampling
+
+    longest = max(picture.size)
+    width, height = (max(1, round(side * side_px / longest)) for side in picture.size)
+    return picture.resize((width, height), Resampling.LANCZOS, reducing_gap=3.0)
+
+
+def encoded(picture: Image, kind: str) -> bytes:
+    """A picture as PNG or lossless WebP with its alpha, or as JPEG flattened on white; without metadata."""
+    from crest.images import flatten
+
+    options: dict[str, Any] = {"compress_level": 3}
+    if kind == "webp":
+        options = {"lossless": True, "exact": True, "method": 2}
+    elif kind == "jpg":
+        # colours at full size: flat art shows halved ones as fringes
+        picture, options = flatten(picture), {"quality": _JPEG_QUALITY, "subsampling": 0}
+    stream = io.BytesIO()
+    picture.save(stream, format=_KINDS[kind], **options)
+    return stream.getvalue()
