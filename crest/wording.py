@@ -18,15 +18,15 @@ REPEATS: Final = 4
 """A thing that is named so often in one description was not looked at again each time."""
 
 FUNCTION_WORDS: Final = frozenset((
-    "a", "about", "above", "across", "after", "all", "along", "also", "an", "and", "another", "any", "are",
-    "around", "as", "at", "be", "been", "before", "behind", "being", "below", "beneath", "beside", "between",
-    "beyond", "both", "but", "by", "can", "down", "during", "each", "either", "for", "from", "had", "has",
-    "have", "having", "her", "his", "in", "inside", "into", "is", "it", "its", "itself", "just", "like",
-    "many", "more", "most", "near", "next", "no", "not", "of", "off", "on", "one", "onto", "or", "other",
-    "out", "outside", "over", "per", "same", "several", "so", "some", "than", "that", "the", "their", "them", "then",
-    "there", "these", "they", "this", "those", "through", "to", "together", "too", "two", "three", "under",
-    "underneath", "up", "upon", "very", "was", "were", "what", "where", "which", "while", "who", "whose",
-    "with", "within", "without",
+    "a", "about", "above", "across", "after", "all", "along", "also", "an", "and", "another", "any",
+    "are", "around", "as", "at", "be", "been", "before", "behind", "being", "below", "beneath", "beside",
+    "between", "beyond", "both", "but", "by", "can", "down", "during", "each", "either", "for", "from",
+    "had", "has", "have", "having", "her", "his", "in", "inside", "into", "is", "it", "its", "itself",
+    "just", "like", "many", "more", "most", "near", "next", "no", "not", "of", "off", "on", "one", "onto",
+    "or", "other", "out", "outside", "over", "per", "same", "several", "so", "some", "than", "that",
+    "the", "their", "them", "then", "there", "these", "they", "this", "those", "through", "to",
+    "together", "too", "two", "three", "under", "underneath", "up", "upon", "very", "was", "were", "what",
+    "where", "which", "while", "who", "whose", "with", "within", "without",
 ))  # fmt: skip
 """Words that hold a sentence together and name nothing."""
 GENERIC_NOUNS: Final = frozenset((
