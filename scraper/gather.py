@@ -104,11 +104,11 @@ def _record(entry: Item | Drop, config: ScraperConfig) -> tuple[Record, Look] | 
     record = Record(
         id=kept.id,
         image=kept.image,
-        source=Path(source.path).name,
+        source=card.source or Path(source.path).name,
         caption=card.caption,
         group=card.group,
         page_url=card.page_url,
-        image_url=entry.where,
+        image_url=card.image_urls[0] if card.image_urls else entry.where,
         title=card.title,
         kind=card.kind,
         years=card.years,
@@ -119,6 +119,8 @@ def _record(entry: Item | Drop, config: ScraperConfig) -> tuple[Record, Look] | 
         written_by=card.written_by or source.written_by,
         source_file=card.source_file,
         sha256=kept.sha256,
+        fetched_at=card.fetched_at,
+        headers=card.headers,
         frames=kept.frames,
     )
     return record, kept.look

@@ -61,15 +61,9 @@ def render_svg(content: bytes, where: str, side_px: int, *, max_cpu_s: int = MAX
     """
     from scraper.refused import Refused
 
-    try:
-        root = _parsed(content, where)
-        _keep_within(root, where, _MAX_NESTED)
-        has_words = next(root.iter(f"{{{_SVG}}}text"), None) is not None
-        is_tall, drawing = _is_tall(root), ElementTree.tostring(root)
-    except (expat.ExpatError, zlib.error, ValueError, LookupError) as error:
-        raise Refused(
-            "broken_svg", f"{where}: is no whole SVG ({error}); export it again or leave it out."
-        ) from None
+    root = read_svg(content, where)
+    has_words = next(root.iter(f"{{{_SVG}}}text"), None) is not None
+    is_tall, drawing = _is_tall(root), ElementTree.tostring(root)
     artist = _idle.pop() if _idle else _Artist()
     try:
         is_drawn, answer = artist.draw(drawing, side_px, max_cpu_s, is_tall, has_words)
@@ -83,6 +77,27 @@ def render_svg(content: bytes, where: str, side_px: int, *, max_cpu_s: int = MAX
     if "limit" in message or "pixmap" in message:
         raise _too_complex(where, message)
     raise Refused("broken_svg", f"{where}: can't be drawn ({message}); export it again or leave it out.")
+
+
+def read_svg(content: bytes, where: str) -> ElementTree.Element:
+    """The elements of an SVG, freed of all that points elsewhere.
+
+    Args:
+        content: an SVG file, gzip or not.
+        where: what to name when it is refused.
+    Raises:
+        Refused: as for `render_svg`.
+    """
+    from scraper.refused import Refused
+
+    try:
+        root = _parsed(content, where)
+        _keep_within(root, where, _MAX_NESTED)
+    except (expat.ExpatError, zlib.error, ValueError, LookupError) as error:
+        raise Refused(
+            "broken_svg", f"{where}: is no whole SVG ({error}); export it again or leave it out."
+        ) from None
+    return root
 
 
 def _too_complex(where: str, found: str) -> Exception:
@@ -209,11 +224,13 @@ def _is_tall(root: ElementTree.Element) -> bool:
     sides = [
         re.match(r"\s*[\d.]+(?:e\d+)?(?!.*%)", root.get(name, "").lower()) for name in ("width", "height")
     ]
-    if sides[0] and sides[1]:
-        width, height = (float(side[0]) for side in sides if side)
-    else:
-        box = re.split(r"[\s,]+", root.get("viewBox", "").strip())
-        width, height = (float(box[2]), float(box[3])) if len(box) == 4 else (1.0, 1.0)
+    try:
+        if sides[0] and sides[1]:
+            width, height = (float(side[0]) for side in sides if side)
+        else:
+            _, _, width, height = map(float, re.split(r"[\s,]+", root.get("viewBox", "").strip()))
+    except ValueError:
+        return False
     return height > width
 
 

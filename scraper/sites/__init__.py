@@ -40,6 +40,12 @@ class Card:
     """who wrote them; empty: as source.written_by says"""
     source_file: str = ""
     """what renditions of one file share; empty when unknown"""
+    source: str = ""
+    """where it came from in the first place; empty: from this source"""
+    fetched_at: str = ""
+    """when it was had there, ISO 8601 in UTC"""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """the HTTP headers that came with it"""
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,10 @@ class WebSite(Protocol):
 
     def read(self, visit: Visit, html: str, url: str) -> Found:
         """What a page holds; `url` is where it was found in the end."""
+        ...
+
+    def expected(self, visit: Visit) -> str:
+        """What `read` looks for on such a page, selectors and all: for the one who must mend it."""
         ...
 
     def assemble(self, pages: Sequence[tuple[Visit, Found]]) -> Assembled:
@@ -126,5 +136,14 @@ def web_site(name: str) -> WebSite:
 def local_source(name: str) -> LocalSource:
     """The source on this machine of this name."""
     from scraper.sites.folder import Folder
+    from scraper.sites.instagram import Instagram
+    from scraper.sites.kanji import Kanji
+    from scraper.sites.shards import Shards
 
-    return {"folder": Folder}[name]()
+    sources: dict[str, type[LocalSource]] = {
+        "folder": Folder,
+        "shards": Shards,
+        "kanji": Kanji,
+        "instagram": Instagram,
+    }
+    return sources[name]()
