@@ -33,6 +33,9 @@ from crest.records import (
 )
 from crest.tars import MADE_BY, read_tar, write_tar
 
+_MTIME: Final = 0.0
+"""As webdataset's writer was given it, by which the shards of published weights were written: a float costs
+a further header a member, but they keep their hashes."""
 PICTURE_KINDS: Final = ("png", "jpg", "jpeg", "webp")
 
 
@@ -134,7 +137,7 @@ def tar_name(split: str, number: int) -> str:
 
 
 def _write_one(path: Path, shard: list[Sample], tars: dict[str, int]) -> None:
-    write_tar(path, ((sample.id, sample.members()) for sample in shard))
+    write_tar(path, ((sample.id, sample.members()) for sample in shard), _MTIME)
     tars[path.name] = len(shard)
 
 

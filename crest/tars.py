@@ -1,7 +1,7 @@
 """Tar files of samples, as WebDataset lays them out: members `<key>.<kind>`, one sample after the other.
 
-Written with the standard library, byte for byte as webdataset's own writer does, because importing that costs
-every worker seconds. Refuses to end silently where a header is damaged, as both it and tarfile do.
+Written with the standard library, because importing webdataset costs every worker seconds. Refuses to end
+silently where a header is damaged, as both it and tarfile do.
 """
 
 from __future__ import annotations
@@ -43,22 +43,14 @@ class TarPart:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(self.path)  # a full disk is told without a name
 
-    def size_with(self, members: Mapping[str, bytes]) -> int:
-        """Bytes that the finished tar would have with one more sample."""
-        blocks = sum(1 + -(-len(content) // tarfile.BLOCKSIZE) for content in members.values())
-        size_bytes = self._size_bytes + (blocks + 2) * tarfile.BLOCKSIZE
+    def size_with(self, entry: bytes) -> int:
+        """Bytes that the finished tar would have with one more entry."""
+        size_bytes = self._size_bytes + len(entry) + 2 * tarfile.BLOCKSIZE
         return -(-size_bytes // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
 
-    def add(self, key: str, members: Mapping[str, bytes]) -> None:
-        """Append one sample, its members in the order of their kinds."""
-        for kind in sorted(members):
-            content = members[kind]
-            info = tarfile.TarInfo(f"{key}.{kind}")
-            info.size, info.mode, info.mtime = len(content), _MODE, 0
-            info.uname = info.gname = OWNER
-            self._write(info.tobuf(tarfile.USTAR_FORMAT))
-            self._write(content)
-            self._write(bytes(-len(content) % tarfile.BLOCKSIZE))
+    def add(self, entry: bytes) -> None:
+        """Append one sample, as `entry_of` made it."""
+        self._write(entry)
         self.samples += 1
 
     def _write(self, content: bytes) -> None:
@@ -76,11 +68,29 @@ class TarPart:
         return self._size_bytes
 
 
-def write_tar(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> int:
+def entry_of(key: str, members: Mapping[str, bytes], mtime: float = 0) -> bytes:
+    """One sample as it lies in a tar: its members in the order of their kinds, each after its header.
+
+    Args:
+        key: name of the sample.
+        members: kind -> content.
+        mtime: time of every member; a float makes tarfile write one more header for each.
+    """
+    pieces = []
+    for kind in sorted(members):
+        content = members[kind]
+        info = tarfile.TarInfo(f"{key}.{kind}")
+        info.size, info.mode, info.mtime = len(content), _MODE, mtime
+        info.uname = info.gname = OWNER
+        pieces += [info.tobuf(tarfile.PAX_FORMAT), content, bytes(-len(content) % tarfile.BLOCKSIZE)]
+    return b"".join(pieces)
+
+
+def write_tar(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]], mtime: float = 0) -> int:
     """Write a tar of (key, kind -> content), whole or not at all; returns its size in bytes."""
     with TarPart(path) as part:
         for key, members in samples:
-            part.add(key, members)
+            part.add(entry_of(key, members, mtime))
         return part.finish()
 
 

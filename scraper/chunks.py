@@ -117,21 +117,19 @@ def _finished(note: Path, chunk: Chunk) -> Packed | None:
 
 
 def _write(chunk: Chunk) -> tuple[list[PackedTar], list[tuple[str, str]]]:
-    from crest.tars import TarPart
+    from crest.tars import TarPart, entry_of
 
     largest = chunk.settings.shard_size_mb * 1e6
     tars: list[PackedTar] = []
     damaged: list[tuple[str, str]] = []
-    samples = _samples(chunk, damaged)
-    sample = next(samples, None)
-    while sample is not None:
+    entries = (entry_of(sample.id, sample.members()) for sample in _samples(chunk, damaged))
+    entry = next(entries, None)
+    while entry is not None:
         path = chunk.work_dir / f"{chunk.name}.{len(tars):03d}.tar"
         with TarPart(path) as part:
-            members = sample.members()
-            while sample is not None and (not part.samples or part.size_with(members) <= largest):
-                part.add(sample.id, members)
-                sample = next(samples, None)
-                members = sample.members() if sample is not None else {}
+            while entry is not None and (not part.samples or part.size_with(entry) <= largest):
+                part.add(entry)
+                entry = next(entries, None)
             size_bytes = part.finish()
         tars.append(PackedTar(path.name, part.samples, size_bytes, file_hash(path)))
     return tars, damaged

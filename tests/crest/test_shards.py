@@ -1,41 +1,21 @@
-"""Shards as any WebDataset reader finds them, and the pictures that training reads from them."""
+"""Shards as they are written, and what is found when they are no longer so."""
 
 import io
-import json
-import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import webdataset
 from PIL import Image
 
 from crest.errors import DataError
-from crest.pixels import batch_numbers, open_pictures
-from crest.records import Manifest, Split, write_manifest
-from crest.shards import Sample, png_bytes, read_samples, write_shards
+from crest.records import Manifest, read_json, write_json
+from crest.shards import Problem, Sample, check_shards, png_bytes, read_samples, write_shards
+from crest.tars import read_tar, write_tar
 
 Picture = Image.Image
-
-
-@pytest.fixture
-def pack(tmp_path: Path, logos: list[Picture]) -> Callable[..., Manifest]:
-    """Call with a count of training logos: shards at tmp_path/data/shards."""
-
-    def write(count: int = 5, folder: Path = tmp_path / "data" / "shards", **settings: Any) -> Manifest:
-        samples = [
-            Sample(f"{index:016x}", png_bytes(logo), f'A "crest" n° {index}', {"group": f"club {index // 2}"})
-            for index, logo in enumerate(logos)
-        ]
-        splits: dict[Split, Any] = {"train": samples[:count], "val": samples[count : count + 2]}
-        return write_shards(
-            folder, splits, **{"samples_per_shard": 2, "parents": {"records": "abc"}, **settings}
-        )
-
-    return write
 
 
 def test_samples_come_back_in_order_with_their_words(pack: Callable[..., Manifest], tmp_path: Path) -> None:
@@ -72,33 +52,6 @@ def test_members_are_what_a_stock_webdataset_pipeline_decodes(
     assert decoded[0]["json"] == {"group": "club 0"}
 
 
-def test_alpha_is_kept_in_the_shard_and_flattened_on_white_for_training(
-    tmp_path: Path, black_logo: Picture
-) -> None:
-    folder = tmp_path / "data" / "shards"
-    sample = Sample("a" * 16, png_bytes(black_logo), "a black disc", {})
-    write_shards(folder, {"train": [sample]}, samples_per_shard=9, parents={})
-    (packed,) = read_samples(folder, "train")
-    assert Image.open(io.BytesIO(packed.image)).mode == "RGBA"
-    pictures = open_pictures(folder, "train", 16)
-    assert (pictures.pixels[0, :, 8, 8] == 0).all()
-    assert (pictures.pixels[0, :, 0, 0] == 255).all()
-
-
-def test_a_wordmark_keeps_both_ends(tmp_path: Path, wordmark: Picture) -> None:
-    folder = tmp_path / "data" / "shards"
-    write_shards(
-        folder, {"train": [Sample("a", png_bytes(wordmark), "x", {})]}, samples_per_shard=1, parents={}
-    )
-    pixels = open_pictures(folder, "train", 32).pixels[0].astype(int)
-    for (row, column), colour in {
-        (16, 1): [255, 0, 0],
-        (16, 30): [0, 0, 255],
-        (2, 16): [255, 255, 255],
-    }.items():
-        assert np.abs(pixels[:, row, column] - colour).max() < 8
-
-
 def test_the_same_samples_give_the_same_bytes(pack: Callable[..., Manifest], tmp_path: Path) -> None:
     first = pack(5, tmp_path / "one")
     second = pack(5, tmp_path / "two")
@@ -106,16 +59,6 @@ def test_the_same_samples_give_the_same_bytes(pack: Callable[..., Manifest], tmp
     for name in first.files:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     assert pack(4, tmp_path / "three").hash != first.hash
-
-
-def test_one_sample_in_one_shard_is_enough(tmp_path: Path, logo: Picture) -> None:
-    folder = tmp_path / "data" / "shards"
-    write_shards(
-        folder, {"train": [Sample("a", png_bytes(logo), "x", {})]}, samples_per_shard=100, parents={}
-    )
-    assert [path.name for path in folder.glob("*.tar")] == ["train-000000.tar"]
-    assert len(open_pictures(folder, "train", 8)) == 1
-    assert len(open_pictures(folder, "val", 8)) == 0
 
 
 def test_nothing_to_pack_is_refused_and_leaves_no_manifest(tmp_path: Path) -> None:
@@ -140,110 +83,135 @@ def test_a_shard_that_fails_half_way_is_not_left(tmp_path: Path, logo: Picture) 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_shard_cut_in_half_is_refused(pack: Callable[..., Manifest], tmp_path: Path) -> None:
-    pack(5)
-    path = tmp_path / "data" / "shards" / "train-000001.tar"
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    for read in (
-        lambda: list(read_samples(path.parent, "train")),
-        lambda: open_pictures(path.parent, "train", 16),
+def test_tars_are_byte_for_byte_those_of_webdatasets_writer(tmp_path: Path) -> None:
+    samples = [
+        (f"key{n}", {"png": bytes([n]) * (n * 511 % 1300), "txt": "é".encode() * n, "json": b"{}"})
+        for n in range(9)
+    ]
+    write_tar(tmp_path / "ours.tar", samples, mtime=0.0)
+    with (
+        (tmp_path / "theirs.tar").open("wb") as stream,
+        webdataset.TarWriter(stream, mtime=0.0, user="crest", group="crest", encoder=False) as writer,
     ):
-        with pytest.raises(
-            DataError, match=r"train-000001\.tar: is \d+ bytes, expected \d+ .*run python -m scraper"
-        ):
-            read()
-    assert not (tmp_path / "data" / "pixels").exists()
+        for key, members in samples:
+            writer.write({"__key__": key, **members})
+    assert (tmp_path / "ours.tar").read_bytes() == (tmp_path / "theirs.tar").read_bytes()
+    assert list(read_tar(tmp_path / "ours.tar")) == samples
 
 
-@pytest.mark.parametrize("keep", [0.3, 0.5])
-def test_a_cut_shard_whose_size_nobody_recorded_is_refused_too(
-    pack: Callable[..., Manifest], tmp_path: Path, keep: float
-) -> None:
-    manifest = pack(5)
-    folder = tmp_path / "data" / "shards"
-    path = folder / "train-000001.tar"
-    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
-    write_manifest(folder, Manifest("shards", "0", manifest.counts, files={path.name: path.stat().st_size}))
-    with pytest.raises(DataError, match=r"train-000001\.tar: (is not a whole tar|sample \w+ has no)"):
-        list(read_samples(folder, "train"))
-    with pytest.raises(DataError):
-        open_pictures(folder, "train", 16)
-    assert list((tmp_path / "data" / "pixels").iterdir()) == []
+def test_tars_of_other_tools_are_read(tmp_path: Path) -> None:
+    """Folders, long names and a member that comes twice, as GNU tar and img2dataset leave them."""
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT) as archive:
+        folder = tarfile.TarInfo("d")
+        folder.type = tarfile.DIRTYPE
+        archive.addfile(folder)
+        for name in ("d/1.jpg", "d/1.txt", f"d/{'x' * 150}.jpg", "e/1.jpg", "e/1.jpg"):
+            info = tarfile.TarInfo(name)
+            info.size = 3
+            archive.addfile(info, io.BytesIO(b"abc"))
+    found = [(key, sorted(members)) for key, members in read_tar(tmp_path / "a.tar")]
+    assert found == [("d/1", ["jpg", "txt"]), (f"d/{'x' * 150}", ["jpg"]), ("e/1", ["jpg"]), ("e/1", ["jpg"])]
 
 
-def test_a_broken_picture_is_named(tmp_path: Path) -> None:
-    folder = tmp_path / "data" / "shards"
-    write_shards(folder, {"train": [Sample("ab12", b"\x89PNG...", "x", {})]}, samples_per_shard=1, parents={})
-    with pytest.raises(DataError, match="ab12: is not a whole picture"):
-        open_pictures(folder, "train", 16)
+def test_a_damaged_header_is_no_end(tmp_path: Path) -> None:
+    """tarfile and webdataset take it for the end of the tar, and the rest is gone without a word."""
+    path = tmp_path / "a.tar"
+    write_tar(path, [(f"key{n}", {"txt": b"x"}) for n in range(5)])
+    content = bytearray(path.read_bytes())
+    content[content.index(b"key2.txt") + 124] ^= 1
+    path.write_bytes(content)
+    with tarfile.open(path) as archive:
+        assert len(archive.getnames()) == 2
+    keys: list[str] = []
+    with pytest.raises(DataError, match=r"a\.tar: is not a whole tar \(damaged header at byte 2048\)"):
+        keys += [key for key, _ in read_tar(path)]
+    with pytest.raises(DataError, match="is missing"):
+        list(read_tar(tmp_path / "none.tar"))
 
 
-def test_unfinished_shards_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"does not exist \(no manifest\.json\); run python -m scraper\.pack"):
-        open_pictures(tmp_path / "shards", "train", 16)
-
-
-def test_pictures_are_decoded_once_and_again_when_the_shards_change(
-    pack: Callable[..., Manifest], tmp_path: Path
-) -> None:
+def test_whole_shards_have_no_problem(pack: Callable[..., Manifest], tmp_path: Path) -> None:
     pack(5)
+    assert check_shards(tmp_path / "data" / "shards") == []
+
+
+def reasons(folder: Path) -> set[tuple[str, str, str]]:
+    return {(problem.reason, problem.tar, problem.sample) for problem in check_shards(folder)}
+
+
+def test_any_flipped_bit_is_found(pack: Callable[..., Manifest], tmp_path: Path) -> None:
+    pack(2, samples_per_shard=2)
     folder = tmp_path / "data" / "shards"
-    first = open_pictures(folder, "train", 16)
-    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "data" / "pixels").iterdir()}
-    again = open_pictures(folder, "train", 16)
-    assert {path: path.stat().st_mtime_ns for path in times} == times
-    assert np.array_equal(first.pixels, again.pixels)
-    pack(4)
-    assert len(open_pictures(folder, "train", 16)) == 4
+    path = folder / "train-000000.tar"
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 97):
+        content = bytearray(whole)
+        content[place] ^= 1 << place % 8
+        path.write_bytes(content)
+        assert ("wrong_hash", path.name, "") in reasons(folder), place
+    path.write_bytes(whole)
+    assert reasons(folder) == set()
 
 
-def test_pictures_are_floats_from_0_to_1_with_their_words_and_groups(
+def test_every_kind_of_damage_is_named_with_tar_and_sample(tmp_path: Path, logos: list[Picture]) -> None:
+    folder = tmp_path / "shards"
+
+    def samples(*names: str) -> list[Sample]:
+        return [Sample(name, png_bytes(logos[n]), name, {}) for n, name in enumerate(names)]
+
+    write_shards(
+        folder,
+        {"train": samples("a", "b", "c", "d"), "val": samples("e"), "test": samples("f")},
+        samples_per_shard=4,
+        parents={},
+    )
+    with_damage = [
+        ("a", {"png": b"\x89PNG", "txt": b"a", "json": b"{}"}),
+        ("b", {"png": png_bytes(logos[0]), "json": b"{}"}),
+        ("c", {"txt": b"c", "json": b"{}"}),
+        ("d", {"png": png_bytes(logos[0]), "txt": b"d", "json": b"{"}),
+    ]
+    write_tar(folder / "train-000000.tar", with_damage)
+    (folder / "val-000000.tar").unlink()
+    write_tar(folder / "train-000007.tar", with_damage[:1])
+    assert reasons(folder) >= {
+        ("wrong_hash", "train-000000.tar", ""),
+        ("broken_picture", "train-000000.tar", "a"),
+        ("no_caption", "train-000000.tar", "b"),
+        ("no_picture", "train-000000.tar", "c"),
+        ("broken_json", "train-000000.tar", "d"),
+        ("missing", "val-000000.tar", ""),
+        ("unknown", "train-000007.tar", ""),
+    }
+    said = [problem.said for problem in check_shards(folder)]
+    assert all(one.count(". ") == 0 and ("run python -m" in one or "fetch it again" in one) for one in said)
+
+
+def test_a_tar_of_fewer_samples_is_found_even_with_its_hash_forged(
     pack: Callable[..., Manifest], tmp_path: Path
 ) -> None:
-    pack(5)
-    pictures = open_pictures(tmp_path / "data" / "shards", "train", 16)
-    floats = pictures.floats(np.array([4, 0]))
-    assert (floats.shape, floats.dtype) == ((2, 3, 16, 16), np.float32)
-    assert (float(floats.min()) >= 0, float(floats.max())) == (True, 1.0)
-    assert pictures.groups == ["club 0", "club 0", "club 1", "club 1", "club 2"]
-    assert pictures.captions[3] == 'A "crest" n° 3'
-
-
-@pytest.mark.parametrize(("size", "batch_size"), [(10, 4), (10, 10), (7, 3), (5, 1)])
-def test_every_epoch_sees_every_sample_once(size: int, batch_size: int) -> None:
-    stream = np.concatenate([batch_numbers(3, size, batch_size, step) for step in range(4 * size)])
-    for epoch in range(len(stream) // size):
-        assert sorted(stream[epoch * size : (epoch + 1) * size]) == list(range(size))
-    assert not np.array_equal(stream[:size], stream[size : 2 * size]) or size == 1
-
-
-def test_batches_depend_on_seed_and_step_alone() -> None:
-    assert np.array_equal(batch_numbers(1, 50, 8, 123), batch_numbers(1, 50, 8, 123))
-    assert not np.array_equal(batch_numbers(1, 50, 8, 123), batch_numbers(2, 50, 8, 123))
-
-
-def test_a_batch_larger_than_the_data_is_refused() -> None:
-    with pytest.raises(
-        DataError, match=r"optim\.batch_size: found 9, but the training split holds 8 samples"
-    ):
-        batch_numbers(0, 8, 9, 0)
-
-
-def test_what_a_killed_process_had_half_decoded_is_removed(
-    pack: Callable[..., Manifest], tmp_path: Path
-) -> None:
     pack(4)
-    abandoned, living = (tmp_path / "data" / "pixels" / f"train-8-abc.u8.{pid}.part" for pid in (11, 12))
-    for part in (abandoned, living):
-        part.parent.mkdir(exist_ok=True)
-        part.write_bytes(b"half")
-    os.utime(abandoned, (0, 0))
-    open_pictures(tmp_path / "data" / "shards", "train", 16)
-    assert (abandoned.exists(), living.exists()) == (False, True)
+    folder = tmp_path / "data" / "shards"
+    path = folder / "train-000000.tar"
+    write_tar(path, list(read_tar(path))[:1])
+    manifest = read_json(folder / "manifest.json")
+    from crest.records import file_hash
+
+    manifest["files"][path.name] = path.stat().st_size
+    manifest["details"]["tars"][path.name]["sha256"] = file_hash(path)
+    write_json(folder / "manifest.json", manifest)
+    assert ("wrong_count", path.name, "") in reasons(folder)
 
 
-def test_the_index_beside_the_pixels_is_json(pack: Callable[..., Manifest], tmp_path: Path) -> None:
-    manifest = pack(3)
-    open_pictures(tmp_path / "data" / "shards", "val", 8)
-    index = tmp_path / "data" / "pixels" / f"val-8-{manifest.hash}.json"
-    assert [row["id"] for row in json.loads(index.read_text(encoding="utf-8"))] == [f"{3:016x}", f"{4:016x}"]
+def test_problems_are_told_in_full() -> None:
+    problem = Problem("missing", "a.tar", "", "a.tar: is missing.")
+    assert (problem.samples, problem.said) == (1, "a.tar: is missing.")
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "jpeg", "webp"])
+def test_pictures_of_every_kind_are_accepted(tmp_path: Path, logo: Picture, kind: str) -> None:
+    stream = io.BytesIO()
+    logo.save(stream, {"jpg": "JPEG"}.get(kind, kind.upper()))
+    sample = Sample("a", stream.getvalue(), "x", {"group": "g"}, kind)
+    write_shards(tmp_path, {"train": [sample]}, samples_per_shard=1, parents={})
+    assert list(read_samples(tmp_path, "train")) == [sample]
+    assert check_shards(tmp_path) == []
