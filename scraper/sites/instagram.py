@@ -46,7 +46,7 @@ ALT_WRITER: Final = "instagram"
 FETCHED: Final = ".fetched.json"
 _NOT_POSTS: Final = re.compile(r"_(profile_pic|cover)(_\d+)?$")
 _SLIDE: Final = re.compile(r"(?P<base>.+)_(?P<number>\d{1,2})$")
-_HASHTAGS: Final = re.compile(r"(?:[\s.•·\-–—_|]*[#＃]\w+)+[\s.•·\-–—_|]*$")
+_HASHTAGS: Final = re.compile(r"(?:(?:(?:^|\s)[\s.•·\-–—_|]*|(?<=\w))[#＃]\w+)+[\s.•·\-–—_|]*$")
 _ALT_START: Final = re.compile(
     r"^(Photo|Image|Photo shared|Video)( shared)? by .+? on \w+ \d+, \d{4}( tagging [^.]*)?\.\s*"
 )

@@ -138,7 +138,7 @@ def _read(path: Path) -> Iterator[Entry]:
     parser.CharacterDataHandler, parser.EntityDeclHandler = data, entity
     try:
         with _opened(path) as stream:
-            while block := stream.read(1 << 18):
+            while block := stream.read(1 << 16):
                 parser.Parse(block)
                 yield from done
                 done.clear()
