@@ -1,9 +1,11 @@
-"""Fetch logos and their words from a site or a folder, screen them, and write records."""
+"""Fetch logos and their words from a site or from this machine, screen them, and write records."""
 
 from __future__ import annotations
 
 from crest.config import run_command
 from scraper.config import ScraperConfig
+
+SWITCHES = {"--retry-failed": "fetch.retry_failed=true"}
 
 
 def main(config: ScraperConfig) -> None:
@@ -21,4 +23,4 @@ def check(config: ScraperConfig) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_command("scraper", ScraperConfig, main, check=check))
+    raise SystemExit(run_command("scraper", ScraperConfig, main, check=check, switches=SWITCHES))

@@ -27,8 +27,7 @@ from scraper.cache import Cache, CachedAnswer
 from scraper.config import FetchConfig
 from scraper.connections import guarded_pools
 from scraper.opt_out import header_opt_out
-from scraper.refused import Refused as Refused
-from scraper.refused import Unreachable as Unreachable
+from scraper.refused import Refused, Unreachable
 from scraper.robots import Robots, parse_robots
 from scraper.wire import Again, Reply, Wire, bad_status, bad_url, parts_of
 
@@ -126,8 +125,11 @@ class Fetcher:
         self._manager.pool_classes_by_scheme = guarded_pools(settings.allow_hosts, self._wire.total_s)
 
     def delay_s(self, url: str) -> float:
-        """Seconds between two requests to the host of `url`, as far as known."""
-        return self._delay_s(self._host(parts_of(url)))
+        """Seconds between two requests to the host of `url`, as far as known; 0 for what is no address."""
+        try:
+            return self._delay_s(self._host(parts_of(url)))
+        except Refused:
+            return 0.0
 
     def _delay_s(self, host: _Host) -> float:
         return max(self._settings.delay_s, host.robots.delay_s if host.robots else 0.0)

@@ -21,6 +21,8 @@ from scraper.sites import Visit
 
 TOGETHER_S: Final = 0.2
 _ROOT: Final = "~root~/"
+_FORMAT: Final = "2"
+"""Of what the crawl puts into results."""
 _TABLES: Final = """
 CREATE TABLE IF NOT EXISTS visits (
     position INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -68,6 +70,11 @@ class Frontier:
         except sqlite3.DatabaseError as error:
             raise DataError(f"{path}: is no journal of a crawl ({error}); remove it and run again.") from None
         self._path = path
+        if self._note("format") != _FORMAT:  # new, or of an earlier version, whose results lack something
+            with self._transaction():
+                self._base.execute("DELETE FROM visits")
+                self._base.execute("DELETE FROM notes")
+                self._keep_note("format", _FORMAT)
         self.size = sum(self.counts().values())
         """How many visits were ever queued."""
 
@@ -92,15 +99,42 @@ class Frontier:
                 self._base.execute("COMMIT")
                 self._written_at = time.monotonic()
 
-    def begin(self, *, again: bool) -> float:
-        """Start, go on, or with `again` start a finished crawl over; returns the Unix time of the start."""
+    def begin(self, *, again: bool, retry: bool = False) -> float:
+        """Start, or go on with what is not finished.
+
+        Args:
+            again: start a finished crawl over.
+            retry: make the failed visits of a finished crawl once more, and only those.
+        Returns:
+            the Unix time of the start; answers since then need not be asked for again.
+        """
         with self._transaction():
             if again and self.is_finished:
                 self._base.execute("DELETE FROM visits")
-                self._base.execute("DELETE FROM notes")
+                self._base.execute("DELETE FROM notes WHERE name != 'format'")
                 self.size = 0
+            elif retry and self.is_finished:
+                self._keep_note("retried", json.dumps(self.failures()))
+                self._base.execute("DELETE FROM notes WHERE name IN ('started', 'finished')")
+                self._base.execute("UPDATE visits SET state = 'todo', reason = '' WHERE state = 'failed'")
             self._base.execute("INSERT OR IGNORE INTO notes VALUES ('started', ?)", (repr(time.time()),))
         return float(self._note("started") or 0.0)
+
+    @property
+    def retried(self) -> dict[str, int] | None:
+        """Named reason -> visits that had failed when they were last made once more; None if never."""
+        note = self._note("retried")
+        return None if note is None else {str(name): int(count) for name, count in json.loads(note).items()}
+
+    def failures(self) -> dict[str, int]:
+        """Named reason -> visits that failed, most frequent first."""
+        rows = self._base.execute(
+            "SELECT reason, COUNT(*) FROM visits WHERE state = 'failed' GROUP BY reason ORDER BY 2 DESC, 1"
+        )
+        return dict(rows)
+
+    def _keep_note(self, name: str, value: str) -> None:
+        self._base.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, value))
 
     def _note(self, name: str) -> str | None:
         row = self._base.execute("SELECT value FROM notes WHERE name = ?", (name,)).fetchone()
@@ -114,7 +148,7 @@ class Frontier:
     def finish(self) -> None:
         """Note that everything was visited."""
         with self._transaction():
-            self._base.execute("INSERT OR REPLACE INTO notes VALUES ('finished', ?)", (repr(time.time()),))
+            self._keep_note("finished", repr(time.time()))
 
     def add(self, visits: Iterable[Visit]) -> None:
         """Queue visits; an address that was ever seen is not queued again."""
@@ -122,7 +156,9 @@ class Frontier:
             self._insert(visits)
 
     def _insert(self, visits: Iterable[Visit]) -> None:
-        rows = [(self._packed(visit.url), visit.purpose, self._packed(_host(visit.url))) for visit in visits]
+        rows = [
+            (self._packed(visit.url), visit.purpose, self._packed(host_of(visit.url))) for visit in visits
+        ]
         insert = "INSERT OR IGNORE INTO visits (url, purpose, host) VALUES (?, ?, ?)"
         self.size += self._base.executemany(insert, rows).rowcount if rows else 0
 
@@ -183,7 +219,8 @@ class Frontier:
         return text.replace(_ROOT, self._root_url)
 
 
-def _host(url: str) -> str:
+def host_of(url: str) -> str:
+    """Scheme and name of the host of an address."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc}/"
 

@@ -14,8 +14,8 @@ from typing import Final
 OPT_OUTS: Final = frozenset({"noai", "noimageai", "noml"})
 _WITH_VALUE: Final = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
 """Directives that are followed by a colon themselves; any other word before a colon is a user agent."""
-_META: Final = re.compile(rb"<meta\b[^>]*>", re.I)
-_COMMENT: Final = re.compile(rb"<!--.*?-->", re.S)
+_META: Final = re.compile(rb"<meta\b[^<>]{0,2000}>", re.I)
+_LOOKED_AT: Final = 500_000
 
 
 def directives(value: str, agent: str) -> Iterator[str]:
@@ -61,9 +61,18 @@ def page_opt_out(page: bytes, agent: str) -> str:
 def _metas(page: bytes) -> Iterable[tuple[str, str]]:
     """Name and content of the meta elements, in lower case; those in comments are none."""
     reader = _MetaReader()
-    for tag in _META.findall(_COMMENT.sub(b"", page)):
+    for tag in _META.findall(_without_comments(page[:_LOOKED_AT])):
         reader.feed(tag.decode("utf-8", errors="replace"))
     return reader.found
+
+
+def _without_comments(page: bytes) -> bytes:
+    kept, at = [], 0
+    while (start := page.find(b"<!--", at)) >= 0:
+        kept.append(page[at:start])
+        end = page.find(b"-->", start + 4)
+        at = len(page) if end < 0 else end + 3
+    return b"".join((*kept, page[at:]))
 
 
 class _MetaReader(HTMLParser):

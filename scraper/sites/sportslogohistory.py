@@ -1,6 +1,7 @@
 """sportslogohistory.com: league pages of cards and team pages with the whole text -> cards.
 
-Reads what the theme of the site writes, lazy loading in its usual spellings included; refuses to fetch.
+Reads what the theme of the site writes, in the spellings that themes and their plugins give to one thing;
+where the class of the cards is gone, blocks that look like cards (blocks.py). Refuses to fetch.
 """
 
 from __future__ import annotations
@@ -8,9 +9,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import urlsplit
 
 from bs4 import BeautifulSoup, Tag
 
@@ -18,66 +19,47 @@ from scraper.config import SourceConfig
 from scraper.cut_text import completions, is_cut, tidy
 from scraper.groups import Groups
 from scraper.sites import Assembled, Card, Found, Visit
+from scraper.sites.blocks import HEADING, find_blocks
+from scraper.sites.image_addresses import absolute, image_addresses, source_file
+from scraper.sites.logo_names import read_file_name, slug
 
 CELL: Final = "x-cell"
 LEAGUE_LINK: Final = re.compile(r"/[^/]*(?:-primary-logos?|-logos)/?$")
-LAZY_SOURCES: Final = ("data-src", "data-lazy-src", "data-original", "data-orig-file", "data-large-file")
-LAZY_SETS: Final = ("data-srcset", "data-lazy-srcset", "srcset")
-_PLACEHOLDER: Final = re.compile(
-    r"placeholder|spacer|blank|lazy|loading|pixel|1x1|grey\.gif|transparent", re.I
+TEAM_LINK: Final = re.compile(
+    r"\bteam logos?\b|\b(?:all|more|full)\b.{0,20}\blogos?\b|\blogo history\b", re.I
 )
-_RENDITION: Final = re.compile(r"-(\d+)x(\d+)(?=\.\w+$)")
-_FILE_NAME: Final = re.compile(
-    r"^(?P<team>.+?)[_-](?P<first>\d{4})(?:-(?P<last>\d{4}|pres(?:ent)?))?(?:[_-](?P<suffix>[a-z]{1,3}))?"
-    r"(?:-scaled|-e\d{6,}|-\d{1,2})*$",
-    re.I,
-)
+_MORE_LINK: Final = re.compile(r"^\W*(?:read|continue|see|learn|view)?\W*(?:more|reading)?\W*$", re.I)
+_TITLE_CLASS: Final = re.compile(r"head(?:line|ing)|title|team-?name", re.I)
+_YEARS_ONLY: Final = re.compile(r"\W*\d{4}\W*(?:\d{2,4}|pres\w*|now)?\W*$", re.I)
+_PAGE: Final = re.compile(r"(?:/|\.html?|\.php)$|/[^/.]+$", re.I)
+_EXPECTED: Final = {
+    "index": 'links like "/nba-primary-logo/"',
+    "league": f'cards (elements whose class begins with "{CELL}", or repeated blocks of a picture, a heading '
+    'and a link "See Team Logos")',
+    "team": "paragraphs or cards",
+}
 
 
-@dataclass(frozen=True)
-class FileName:
-    """What the name of a picture tells."""
-
-    team: str
-    years: str
-    kind: str
-
-
-def read_file_name(url: str) -> FileName | None:
-    """Team, years and kind from a name like `denver_nuggets_2006-pres-a.png`; None when it tells nothing."""
-    name = unquote(urlsplit(url).path).rsplit("/", 1)[-1]
-    found = _FILE_NAME.match(_RENDITION.sub("", name).rsplit(".", 1)[0])
-    if not found:
-        return None
-    first, last, suffix = found["first"], found["last"], (found["suffix"] or "").lower()
-    kind = "primary" if not suffix else "wordmark" if suffix.startswith("w") else "alternate"
-    end = "present" if (last or "").lower().startswith("pres") else last
-    return FileName(slug(found["team"]), f"{first}-{end}" if end else first, kind)
-
-
-def slug(text: str) -> str:
-    """A name as one lower-case word with hyphens."""
-    return re.sub(r"[\W_]+", "-", text.lower()).strip("-")
+def _soup(html: str) -> BeautifulSoup:
+    return BeautifulSoup(html, "html.parser")
 
 
 def parse_league_page(html: str, url: str) -> list[Card]:
     """The cards of a league or team page, in order; a card without a picture is a card too."""
-    soup = BeautifulSoup(html, "html.parser")
-    return [_card(cell, url) for cell in _cells(soup)]
+    return _cards(_soup(html), url)
 
 
 def parse_team_page(html: str, url: str) -> tuple[list[Card], list[str]]:
     """The cards of a team page and all its paragraphs."""
-    soup = BeautifulSoup(html, "html.parser")
-    texts = [tidy(paragraph.get_text(" ")) for paragraph in soup.find_all("p")]
-    return [_card(cell, url) for cell in _cells(soup)], [text for text in texts if text]
+    soup = _soup(html)
+    texts = [_text(paragraph) for paragraph in soup.find_all(["p", "figcaption", "dd"])]
+    return _cards(soup, url), [text for text in dict.fromkeys(texts) if text]
 
 
 def parse_index(html: str, url: str) -> list[str]:
     """The league pages that the root page links to, on the same host."""
-    soup = BeautifulSoup(html, "html.parser")
-    links = (urljoin(url, str(link["href"])).partition("#")[0] for link in soup.find_all("a", href=True))
-    ours = (link for link in links if urlsplit(link).netloc == urlsplit(url).netloc)
+    links = (absolute(url, str(link["href"])) for link in _soup(html).find_all("a", href=True))
+    ours = (link for link in links if link and _is_same_host(link, url))
     return list(dict.fromkeys(link for link in ours if LEAGUE_LINK.search(urlsplit(link).path)))
 
 
@@ -89,7 +71,12 @@ class SportsLogoHistory:
         root = source.root_url
         if not source.targets:
             return [Visit(root, "index")]
-        return [Visit(urljoin(root, target), "league") for target in source.targets]
+        pages = (absolute(root, target) for target in source.targets)
+        return [Visit(page, "league") for page in pages if page]
+
+    def expected(self, visit: Visit) -> str:
+        """What `read` looks for, selectors and all."""
+        return _EXPECTED[visit.purpose]
 
     def read(self, visit: Visit, html: str, url: str) -> Found:
         """What a root, league or team page holds."""
@@ -118,107 +105,133 @@ class SportsLogoHistory:
         return Assembled(tuple(_grouped(cards)), dict(counts))
 
 
-def _cells(soup: BeautifulSoup) -> Iterator[Tag]:
+def _is_same_host(url: str, other: str) -> bool:
+    hosts = [urlsplit(one).netloc.lower().removeprefix("www.") for one in (url, other)]
+    return hosts[0] == hosts[1]
+
+
+def _cards(soup: BeautifulSoup, url: str) -> list[Card]:
+    cells = list(_cells(soup, url)) or find_blocks(soup, url, lambda link: _named_links(link, url))
+    return [_card(cell, url) for cell in cells]
+
+
+def _cells(soup: BeautifulSoup, url: str) -> Iterator[Tag]:
     for cell in soup.find_all(_is_cell):
         if cell.find_parent(_is_cell) is None:
-            yield from _single_cells(cell)
+            yield from _single_cells(cell, url)
 
 
 def _is_cell(tag: Tag) -> bool:
     classes: list[str] | str = tag.get("class") or []
-    return tag.name == "div" and any(str(name).startswith(CELL) for name in classes)
+    return any(str(name).startswith(CELL) for name in classes)
 
 
-def _single_cells(cell: Tag) -> Iterator[Tag]:
+def _single_cells(cell: Tag, url: str) -> Iterator[Tag]:
     """The cell, or those in it when it only wraps several cards."""
     inner = [one for one in cell.find_all(_is_cell) if one.find_parent(_is_cell) is cell]
-    headed = [one for one in inner if one.find(re.compile(r"^h[1-6]$")) or one.find("img")]
-    pictured = [one for one in inner if one.find("img")]
-    is_wrapper = len(pictured) > 1 or (len(headed) > 1 and len(_team_links(cell)) > 1)
+    pictured = [one for one in inner if image_addresses(one, url)]
+    headed = [one for one in inner if one in pictured or one.find(HEADING)]
+    is_wrapper = len(pictured) > 1 or (len(headed) > 1 and len(_team_links(cell, url)) > 1)
     if is_wrapper:
         for one in headed:
-            yield from _single_cells(one)
-    elif cell.find("img") or cell.find(re.compile(r"^h[1-6]$")):
+            yield from _single_cells(one, url)
+    elif cell.find(HEADING) or image_addresses(cell, url):
         yield cell
 
 
 def _card(cell: Tag, page_url: str) -> Card:
-    image_urls = tuple(_image_urls(cell, page_url))
+    image_urls = image_addresses(cell, page_url)
     named = next((found for found in map(read_file_name, image_urls) if found), None)
-    heading = cell.find(re.compile(r"^h[1-6]$"))
-    image = cell.find("img")
-    alt = str(image.get("alt") or "") if image else ""
-    title = tidy(heading.get_text(" ")) if heading else tidy(alt)
-    links = _team_links(cell)
+    title = _title(cell)
+    links = _team_links(cell, page_url)
     team = named.team if named else ""
     return Card(
         image_urls=image_urls,
         title=title or team.replace("-", " ").title(),
-        caption=_caption(cell),
+        caption=_caption(cell, title),
         kind=named.kind if named else "",
         years=named.years if named else "",
         page_url=page_url,
-        team_url=urljoin(page_url, links[0]).partition("#")[0] if links else "",
+        team_url=links[0] if links else "",
         group=team or slug(title),
+        licence=_licence(cell, page_url),
+        source_file=source_file(image_urls[0], page_url) if image_urls else "",
     )
 
 
-def _team_links(cell: Tag) -> list[str]:
-    links = [
-        link for link in cell.find_all("a", href=True) if "team logos" in tidy(link.get_text(" ")).lower()
+def _title(cell: Tag) -> str:
+    """What the heading says, or what is styled as one, or the picture's alternative text."""
+    heading = cell.find(HEADING) or cell.find(role="heading") or cell.find(class_=_TITLE_CLASS)
+    if heading is not None and tidy(heading.get_text(" ")):
+        return tidy(heading.get_text(" "))
+    alternatives = (tidy(str(image.get("alt") or "")) for image in cell.find_all("img"))
+    return next((text for text in alternatives if text), "")
+
+
+def _named_links(link: Tag, page_url: str) -> list[str]:
+    """The address of a link that says that it leads to a team's logos."""
+    said = " ".join((link.get_text(" "), str(link.get("title") or ""), str(link.get("aria-label") or "")))
+    url = absolute(page_url, str(link.get("href") or "")) if TEAM_LINK.search(tidy(said)) else None
+    return [url] if url and url != page_url.partition("#")[0] else []
+
+
+def _team_links(cell: Tag, page_url: str) -> list[str]:
+    """Where the card's links lead: those that say so; without any, those to a page of this site."""
+    links = [*([cell] if cell.name == "a" else []), *cell.find_all("a", href=True)]
+    named = [url for link in links for url in _named_links(link, page_url)]
+    if named:
+        return list(dict.fromkeys(named))
+    urls = (absolute(page_url, str(link.get("href") or "")) for link in links)
+    ours = (url for url in urls if url and _is_same_host(url, page_url) and url != page_url)
+    return list(dict.fromkeys(url for url in ours if _PAGE.search(urlsplit(url).path)))
+
+
+def _text(tag: Tag) -> str:
+    """The words of a paragraph, without those of links that lead on."""
+    skipped = [link for link in tag.find_all("a") if _leads_on(link)]
+    parts = [
+        str(text)
+        for text in tag.find_all(string=True)
+        if type(text).__name__ == "NavigableString" and not any(link in skipped for link in text.parents)
     ]
-    return list(dict.fromkeys(str(link["href"]) for link in links))
+    return tidy(" ".join(parts))
 
 
-def _caption(cell: Tag) -> str | None:
-    """The longest paragraph that is not only a link."""
-    texts = []
-    for paragraph in cell.find_all("p"):
-        linked = " ".join(tidy(link.get_text(" ")) for link in paragraph.find_all("a"))
-        text = tidy(paragraph.get_text(" "))
-        texts.append("" if text == linked else text)
-    longest = max(texts, key=len, default="")
-    return longest or None
+def _leads_on(link: Tag) -> bool:
+    words = tidy(link.get_text(" "))
+    return bool(TEAM_LINK.search(words) or _MORE_LINK.match(words))
 
 
-def _image_urls(cell: Tag, page_url: str) -> Iterator[str]:
-    """Full sizes first, then renditions from large to small; placeholders and data: never."""
-    found: dict[str, int] = {}
-    for image in cell.find_all(["img", "source"]):
-        for name in LAZY_SOURCES:
-            _note(found, image.get(name), page_url)
-        for name in LAZY_SETS:
-            for part in str(image.get(name) or "").split(","):
-                words = part.split()
-                _note(found, words[0] if words else None, page_url)
-        _note(found, image.get("src"), page_url)
-    renditions = sorted((url for url in found if _RENDITION.search(url)), key=lambda url: -found[url])
-    full = [_RENDITION.sub("", url) for url in found]
-    yield from dict.fromkeys([*full, *renditions])
+def _caption(cell: Tag, title: str) -> str | None:
+    """The longest text that is neither the title nor only years or a link, best in a paragraph."""
+    for names in (["p"], ["figcaption", "dd", "blockquote", "li", "span", "div"]):
+        texts = []
+        for tag in cell.find_all(names):
+            linked = " ".join(tidy(link.get_text(" ")) for link in tag.find_all("a"))
+            text = "" if HEADING.match(tag.name) or tag.find(HEADING) or tag.find("img") else _text(tag)
+            is_words = text not in ("", title, linked) and not _YEARS_ONLY.match(text)
+            texts.append(text if is_words and not tag.find_parent(HEADING) else "")
+        longest = max(texts, key=len, default="")
+        if longest:
+            return longest
+    return None
 
 
-def _note(found: dict[str, int], value: object, page_url: str) -> None:
-    address = str(value or "").strip()
-    if not address or address.startswith("data:"):
-        return
-    url = urljoin(page_url, address)
-    path = urlsplit(url).path
-    if urlsplit(url).scheme not in ("http", "https") or _PLACEHOLDER.search(path.rsplit("/", 1)[-1]):
-        return
-    size = _RENDITION.search(path)
-    found.setdefault(url, int(size[1]) * int(size[2]) if size else 0)
+def _licence(cell: Tag, page_url: str) -> str:
+    """Where the card or its page links to a licence."""
+    root = cell.find_parents()[-1] if cell.parent is not None else cell
+    for link in (*cell.find_all("a", rel="license"), *root.find_all("link", rel="license")):
+        url = absolute(page_url, str(link.get("href") or ""))
+        if url:
+            return url
+    return ""
 
 
 def _completed(card: Card, team: Found | None) -> tuple[Card, str]:
     """The card with its whole caption, and how that was come by."""
     if card.caption and not is_cut(card.caption):
         return card, "whole"
-    names = {_picture_name(url) for url in card.image_urls}
-    same = (
-        [one for one in team.references if names & {_picture_name(url) for url in one.image_urls}]
-        if team
-        else []
-    )
+    same = [one for one in team.references if _is_same_file(one, card)] if team else []
     own = [one.caption for one in same if one.caption]
     if not card.caption:
         whole = [text for text in own if not is_cut(text)]
@@ -229,8 +242,10 @@ def _completed(card: Card, team: Found | None) -> tuple[Card, str]:
     return card, "cut"
 
 
-def _picture_name(url: str) -> str:
-    return _RENDITION.sub("", urlsplit(url).path).rsplit("/", 1)[-1].lower()
+def _is_same_file(one: Card, other: Card) -> bool:
+    """Whether both show the same file, wherever it lies."""
+    names = [card.source_file.rsplit("/", 1)[-1] for card in (one, other)]
+    return names[0] == names[1] != ""
 
 
 def _grouped(cards: Sequence[Card]) -> Iterator[Card]:

@@ -71,7 +71,13 @@ def test_every_mishap_is_a_counted_reason_and_none_ends_the_run(league, server, 
     }
     collect(shelf.config(source=source))
     report = json.loads((shelf.dir / "crawl.json").read_text())
-    assert report["dropped"] == {"http_404": 1, "truncated": 1, "html_not_image": 1, "robots": 1, "no_image": 1}
+    assert report["dropped"] == {
+        "http_404": 1,
+        "truncated": 1,
+        "html_not_image": 1,
+        "robots": 1,
+        "no_image": 1,
+    }
     assert report["page_failures"] == {"http_404": 1}
     assert report["counts"]["cards"] == 7
     assert report["counts"]["kept"] == 2
@@ -163,7 +169,7 @@ def test_picture_host_that_is_down_costs_its_pictures_only(server, shelf, as_car
 
 def test_site_without_cards_is_told(server, shelf):
     server.say("/league-primary-logo/", "<form>Log in</form>")
-    with pytest.raises(DataError, match="no card on 1 pages"):
+    with pytest.raises(DataError, match=r"league-primary-logo/: no card, the only page"):
         collect(shelf.config())
 
 

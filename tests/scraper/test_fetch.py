@@ -5,7 +5,7 @@ import time
 import pytest
 
 from crest.errors import FetchError
-from scraper.fetch import Refused, Unreachable
+from scraper.refused import Refused, Unreachable
 
 
 def test_robots_is_read_once_and_obeyed(server, fetcher):

@@ -4,7 +4,7 @@ import pytest
 
 from crest.images import read_image
 from crest.records import content_id
-from scraper.fetch import Refused
+from scraper.refused import Refused
 from scraper.pictures import keep_picture, picture_type
 
 

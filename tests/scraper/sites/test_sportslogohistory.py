@@ -4,12 +4,12 @@ import pytest
 
 from scraper.config import SourceConfig
 from scraper.sites import Card, Found, Visit
+from scraper.sites.logo_names import read_file_name
 from scraper.sites.sportslogohistory import (
     SportsLogoHistory,
     parse_index,
     parse_league_page,
     parse_team_page,
-    read_file_name,
 )
 
 PAGES = Path(__file__).parent.parent / "pages"
