@@ -47,8 +47,8 @@ def gather(config: ScraperConfig, is_done: Callable[[str], bool]) -> Harvest | N
     looks: dict[str, Look] = {}
     dropped: list[Drop] = []
     counts = Counter({"cards": 0, "pictures": 0, "caption_whole": 0, "caption_missing": 0})
-    taken = _taken(listing.entries, config)
-    for entry, outcome in tqdm(taken, total=listing.size, desc="gather", unit="logo", disable=None):
+    outcomes = taken(listing.entries, config)
+    for entry, outcome in tqdm(outcomes, total=listing.size, desc="gather", unit="logo", disable=None):
         counts["cards"] += 1
         if isinstance(entry, Item):
             counts["pictures"] += 1
@@ -66,10 +66,10 @@ def gather(config: ScraperConfig, is_done: Callable[[str], bool]) -> Harvest | N
     return Harvest(tuple(records), looks, tuple(dropped), dict(counts), listing.fingerprint)
 
 
-def _taken(
+def taken(
     entries: Iterable[Item | Drop], config: ScraperConfig
 ) -> Iterator[tuple[Item | Drop, tuple[Record, Look] | Drop]]:
-    """Every entry and what became of it, in the order of the source."""
+    """Every entry and what became of it, in the order of the source, a bounded number ahead."""
     threads = os.cpu_count() or 1
     waiting: deque[tuple[Item | Drop, Future[tuple[Record, Look] | Drop]]] = deque()
     with ThreadPoolExecutor(threads) as pool:

@@ -82,11 +82,12 @@ def _samples(path: Path, name: str) -> Iterator[Item | Drop]:
     key = ""
     with _opened(path) as stream, tarfile.open(fileobj=stream, mode="r|", tarinfo=_Header) as archive:
         for info in archive:
-            folder, _, base = info.name.removeprefix("./").rpartition("/")
+            parts = [part for part in info.name.split("/") if part not in ("", ".", "..")]
+            base = parts[-1] if parts else "."
             if not info.isfile() or base.startswith("."):
                 continue
             stem, _, kind = base.partition(".")
-            owner = f"{folder}/{stem}" if folder else stem
+            owner = "/".join([*parts[:-1], stem])
             if owner != key or kind in members:
                 yield from _sample(members, key, name)
                 members, key = {}, owner
@@ -135,7 +136,10 @@ def _sample(members: Mapping[str, bytes], key: str, tar: str) -> Iterator[Item |
         status = str(meta.get("status") or "")
         yield Drop(group_name(status) if status and status != _SUCCESS else "no_image", where)
         return
-    yield Item(_card(members, meta, key, tar), f"{where}.{pictures[0]}", _held(members[pictures[0]]))
+    texts, writer, others = _words(members, meta)
+    card = _card(meta, key, tar, texts, writer)
+    yield Item(card, f"{where}.{pictures[0]}", _held(members[pictures[0]]))
+    yield from (Drop("caption_of_another_writer", f"{where}: {text}") for text in others)
     for kind in pictures[1:]:
         if _last(kind) != kind:  # not another rendition of the same one
             yield Drop("further_picture", f"{where}.{kind}")
@@ -159,8 +163,7 @@ def _meta(members: Mapping[str, bytes]) -> dict[str, Any]:
     return {str(name).lower(): one for name, one in value.items()}
 
 
-def _card(members: Mapping[str, bytes], meta: Mapping[str, Any], key: str, tar: str) -> Card:
-    texts, written_by = _words(members, meta)
+def _card(meta: Mapping[str, Any], key: str, tar: str, texts: list[str], writer: str) -> Card:
     url = str(meta.get("image_url") or meta.get("url") or "")
     headers = meta.get("headers")
     title = str(meta.get("title") or "")
@@ -169,7 +172,7 @@ def _card(members: Mapping[str, bytes], meta: Mapping[str, Any], key: str, tar: 
         title=title if title and title not in texts else key.rpartition("/")[2],
         caption=texts[0] if texts else None,
         further_captions=tuple(texts[1:]),
-        written_by=written_by,
+        written_by=writer,
         kind=str(meta.get("kind") or ""),
         years=str(meta.get("years") or ""),
         page_url=str(meta.get("page_url") or meta.get("source_url") or ""),
@@ -182,8 +185,8 @@ def _card(members: Mapping[str, bytes], meta: Mapping[str, Any], key: str, tar: 
     )
 
 
-def _words(members: Mapping[str, bytes], meta: Mapping[str, Any]) -> tuple[list[str], str]:
-    """What is said of a sample, each once, and who wrote it (empty: as the config says)."""
+def _words(members: Mapping[str, bytes], meta: Mapping[str, Any]) -> tuple[list[str], str, list[str]]:
+    """What is said of a sample, each once, who wrote it (empty: as the config says), and others' words."""
     listed = meta.get("captions")
     if isinstance(listed, list) and listed and all(isinstance(one, dict) for one in listed):
         return _signed(listed, meta)
@@ -194,22 +197,25 @@ def _words(members: Mapping[str, bytes], meta: Mapping[str, Any]) -> tuple[list[
             continue  # beside a caption it is a name
         value = meta.get(column)
         found += [str(one) for one in (value if isinstance(value, list) else [value]) if one]
-    return [text for text in dict.fromkeys(map(tidy, found)) if text], str(meta.get("written_by") or "")
+    return [text for text in dict.fromkeys(map(tidy, found)) if text], str(meta.get("written_by") or ""), []
 
 
-def _signed(captions: list[dict[str, Any]], meta: Mapping[str, Any]) -> tuple[list[str], str]:
+def _signed(captions: list[dict[str, Any]], meta: Mapping[str, Any]) -> tuple[list[str], str, list[str]]:
     """The captions of Crest's own shards by the writer of the source's words, else of the heaviest one.
 
     A record has one writer; what a captioner or a rule added beside a person's words can be made again.
     """
-    by_writer: dict[str, list[str]] = {}
+    by_writer: dict[str, dict[str, None]] = {}
     for one in captions:
         origin = str(one.get("origin") or "")
         writer = (str(one.get("model") or "") or "model") if origin == "model" else origin
-        by_writer.setdefault(writer, []).append(tidy(str(one.get("text") or "")))
+        text = tidy(str(one.get("text") or ""))
+        if text:
+            by_writer.setdefault(writer, {})[text] = None
     own = str(meta.get("written_by") or "human")
-    writer = own if own in by_writer else next(iter(by_writer))
-    return [text for text in dict.fromkeys(by_writer[writer]) if text], writer
+    writer = own if own in by_writer else next(iter(by_writer), "")
+    texts = list(by_writer.pop(writer, {}))
+    return texts, writer, [text for others in by_writer.values() for text in others]
 
 
 def _stem(tar: str) -> str:

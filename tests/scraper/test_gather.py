@@ -1,21 +1,33 @@
 import json
+import os
+import time
 
 import pytest
 
 from crest.errors import DataError
 from crest.records import read_manifest, read_records
+from crest.tars import write_tar
 from scraper.collect import collect
+from scraper.gather import AHEAD, taken
+from scraper.harvest import Drop
+from scraper.refused import Refused
+from scraper.sites import Card, Item
 
 
 @pytest.fixture
 def run(shelf, tmp_path):
-    def gather(folder=None, **sections):
-        source = {"site": "folder", "path": str(folder or tmp_path / "mine"), "licence": "mine"}
+    def gather(folder=None, site="folder", **sections):
+        source = {"site": site, "path": str(folder or tmp_path / "mine"), "licence": "mine"}
+        source |= sections.pop("source", {})
         collect(shelf.config(source=source, **sections))
         return read_records(shelf.dir / "records.jsonl")
 
     (tmp_path / "mine").mkdir()
     return gather
+
+
+def counts(shelf):
+    return json.loads((shelf.dir / "crawl.json").read_text())["counts"]
 
 
 def test_alpha_and_bytes_of_a_folder_are_kept(run, shelf, tmp_path, draw):
@@ -30,6 +42,23 @@ def test_alpha_and_bytes_of_a_folder_are_kept(run, shelf, tmp_path, draw):
         "mine",
         "a.png",
     )
+    assert (record.source_file, record.written_by, record.frames) == ("a", "human", 1)
+    assert record.sha256.startswith(record.id)
+
+
+def test_what_the_source_says_goes_into_the_record(run, tmp_path, draw):
+    draw(1).save(tmp_path / "mine" / "a.png")
+    row = {
+        "file_name": "a.png",
+        "text": ["One.", "Two."],
+        "license": "CC0",
+        "written_by": "rule",
+        "kind": "wordmark",
+    }
+    (tmp_path / "mine" / "metadata.jsonl").write_text(json.dumps(row))
+    (record,) = run(source={"written_by": "vit"})
+    assert (record.caption, record.further_captions, record.written_by) == ("One.", ("Two.",), "rule")
+    assert (record.licence, record.kind) == ("CC0", "wordmark")
 
 
 def test_one_broken_picture_does_not_end_the_run(run, shelf, tmp_path, draw):
@@ -44,12 +73,62 @@ def test_one_broken_picture_does_not_end_the_run(run, shelf, tmp_path, draw):
 def test_pictures_without_captions_are_kept_and_counted(run, shelf, tmp_path, draw):
     draw(1).save(tmp_path / "mine" / "a.png")
     assert [record.caption for record in run()] == [None]
-    assert json.loads((shelf.dir / "crawl.json").read_text())["counts"]["caption_missing"] == 1
+    assert counts(shelf)["caption_missing"] == 1
+
+
+def test_cards_pictures_and_captions_are_counted(run, shelf, tmp_path, draw):
+    for number in range(3):
+        draw(number).save(tmp_path / "mine" / f"{number}.png")
+    (tmp_path / "mine" / "captions.csv").write_text("0.png,A lion.\n1.png,A crest.\ngone.png,A ball.\n")
+    run()
+    found = counts(shelf)
+    assert {
+        name: found[name] for name in ("cards", "pictures", "caption_whole", "caption_missing", "kept")
+    } == {
+        "cards": 4,
+        "pictures": 3,
+        "caption_whole": 2,
+        "caption_missing": 1,
+        "kept": 3,
+    }
+
+
+def test_svg_logos_are_drawn_at_the_side_that_is_asked(run, shelf, tmp_path):
+    drawing = (
+        '<svg xmlns="http://www.w3.org/2000/svg" width="40" height="20"><circle r="20" fill="red"/></svg>'
+    )
+    (tmp_path / "mine" / "a.svg").write_text(drawing)
+    (record,) = run(source={"side_px": 128})
+    assert (record.width_px, record.height_px, record.image) == (128, 64, f"images/{record.id}.png")
+
+
+def test_shards_give_records_with_the_address_of_their_pictures(run, tmp_path, draw, as_png):
+    meta = {
+        "url": "https://x.example/a.png",
+        "source": "sportslogohistory",
+        "fetched_at": "2024-01-01T00:00:00Z",
+    }
+    sample = {"png": as_png(draw(1)), "txt": b"A lion.", "json": json.dumps(meta).encode()}
+    write_tar(tmp_path / "mine" / "0.tar", [("0", sample)])
+    (record,) = run(site="shards")
+    assert (record.image_url, record.source, record.fetched_at, record.caption) == (
+        meta["url"],
+        meta["source"],
+        meta["fetched_at"],
+        "A lion.",
+    )
 
 
 def test_empty_folder_leaves_nothing_behind(run, shelf):
     with pytest.raises(DataError, match="is empty"):
         run()
+    assert not shelf.dir.exists()
+
+
+def test_source_of_nothing_is_told(run, shelf, tmp_path):
+    write_tar(tmp_path / "mine" / "0.tar", [])
+    with pytest.raises(DataError, match="holds nothing that shards reads"):
+        run(site="shards")
     assert not shelf.dir.exists()
 
 
@@ -61,3 +140,31 @@ def test_run_again_is_up_to_date_until_the_input_changes(run, tmp_path, draw, ca
     assert "up to date" in capsys.readouterr().out
     draw(2).save(tmp_path / "mine" / "b.png")
     assert len(run()) == 2
+
+
+def test_order_is_that_of_the_source_and_few_are_read_ahead(shelf, draw, as_png):
+    pulled = []
+
+    def entries():
+        for number in range(200):
+            pulled.append(number)
+            yield Drop("no_image", "x") if number % 7 == 0 else Item(Card(()), f"{number}", reader(number))
+
+    def reader(number):
+        def read():
+            time.sleep(0.002 * (number % 3))
+            if number % 5 == 0:
+                raise Refused("unreadable", "no")
+            return as_png(draw(number, 16))
+
+        return read
+
+    config = shelf.config()
+    config = config.model_copy(update={"source": config.source.model_copy(update={"path": shelf.dir})})
+    seen = []
+    for number, (entry, outcome) in enumerate(taken(entries(), config)):
+        assert len(pulled) - number <= (os.cpu_count() or 1) * AHEAD
+        seen.append(outcome.reason if isinstance(outcome, Drop) else outcome[0].image_url)
+        assert isinstance(entry, Drop) == (number % 7 == 0)
+    expected = ["no_image" if n % 7 == 0 else "unreadable" if n % 5 == 0 else f"{n}" for n in range(200)]
+    assert seen == expected

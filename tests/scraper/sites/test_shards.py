@@ -80,7 +80,9 @@ def test_shards_of_crest_keep_all_that_was_known(tmp_path, picture):
         tmp_path / "train-000000.tar",
         [("00112233aabbccdd", sample(picture(), txt="A red lion.", json=json.dumps(meta)))],
     )
-    card = entries(tmp_path)[0][0].card
+    (item,), dropped = entries(tmp_path)
+    card = item.card
+    assert dropped == [Drop("caption_of_another_writer", "train-000000.tar#00112233aabbccdd: Some animal.")]
     assert (card.caption, card.further_captions, card.written_by) == (
         "A red lion.",
         ("A lion in red.",),
