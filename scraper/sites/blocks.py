@@ -65,8 +65,12 @@ def _cards(blocks: list[Tag], holds: dict[int, dict[str, set[Hashable]]]) -> lis
             is_named and (held["heading"] or block.find("p"))
         )
 
+    def has_words(block: Tag) -> bool:
+        held = holds[id(block)]
+        return bool(held["heading"] or held["link"] or block.find("p"))
+
     makes = {_make(block) for block in blocks if is_sure(block)}
-    return [block for block in blocks if is_sure(block) or (_make(block) in makes and block.find("p"))]
+    return [block for block in blocks if is_sure(block) or (_make(block) in makes and has_words(block))]
 
 
 def _make(block: Tag) -> tuple[int, str, frozenset[str]]:

@@ -30,12 +30,14 @@ _PLACEHOLDER: Final = re.compile(
 )
 _ICON_HOSTS: Final = re.compile(r"(?:^|\.)(?:s\.w\.org|gravatar\.com)$", re.I)
 _PHOTON: Final = re.compile(r"^i\d\.wp\.com$", re.I)
+_CLOUDFLARE: Final = re.compile(r"/cdn-cgi/image/[^/]+/(?!https?:)", re.I)
 _EMBEDDED: Final = re.compile(r"/(https?):/{1,2}(.+)$", re.I)
-_SIZE_NAMES: Final = frozenset(
-    ("w", "h", "width", "height", "size", "s", "resize", "fit", "crop", "zoom", "dpr")
-    + ("quality", "q", "strip", "lossy", "ssl", "format", "fm", "auto", "webp")
+_SIZE_NAME: Final = re.compile(
+    r"(?:w|h|width|height|size|s|resize|fit|crop|zoom|dpr|quality|q|strip|lossy|ssl|format|fm|auto|webp)$",
+    re.I,
 )
 """What a query says to a service that resizes or converts."""
+_SERVICE_NAMES: Final = ("ssl", "url", "src", "image")
 _SUFFIXES: Final = re.compile(rf"(?:-scaled|-rotated|-e\d{{9,}}|@\dx|{_ENDING})+$", re.I)
 
 
@@ -62,9 +64,9 @@ def image_addresses(cell: Tag, page_url: str) -> tuple[str, ...]:
         known.area = max(known.area, area or _area(url))
     named = (seen for seen in files.values() if any(read_file_name(url) for url in seen))
     chosen = next(named, None) or next(iter(files.values()), {})
-    full = [url for url, one in chosen.items() if one.is_full]
+    whole = [url for url, one in chosen.items() if one.is_full]
     rest = sorted((url for url, one in chosen.items() if not one.is_full), key=lambda url: -chosen[url].area)
-    return (*full, *rest)
+    return (*whole, *rest)
 
 
 def files_in(tag: Tag, page_url: str) -> set[str]:
@@ -148,7 +150,7 @@ def _candidates(text: str) -> Iterator[tuple[str, int]]:
 
 
 def _is_decoration(url: str) -> bool:
-    parts = urlsplit(url)
+    parts = urlsplit(_origin(url) or url)
     name = unquote(parts.path).rsplit("/", 1)[-1]
     if not name or _ICON_HOSTS.search(parts.hostname or ""):
         return True
@@ -163,11 +165,13 @@ def _origin(url: str) -> str | None:
         return f"{scheme}:/{parts.path}"
     if (parts.hostname or "").lower() == "cdn.statically.io" and parts.path.startswith("/img/"):
         return f"https://{parts.path.removeprefix('/img/')}"
+    if _CLOUDFLARE.match(parts.path):
+        return absolute(url, "/" + _CLOUDFLARE.sub("", parts.path))
     embedded = _EMBEDDED.search(parts.path)
     if embedded:
         return f"{embedded[1].lower()}://{embedded[2]}"
     for name, value in parse_qsl(parts.query):
-        if name in ("url", "src", "image") and _is_image_file(value):
+        if name in _SERVICE_NAMES[1:] and _is_image_file(value):
             return absolute(url, value)
     return None
 
@@ -177,15 +181,20 @@ def _full_sizes(url: str) -> Iterator[str]:
     origin = _origin(url)
     if origin is not None and absolute(origin, "") is not None:
         yield _whole(origin)
-        yield _whole(url, keeps=("ssl", "url", "src", "image"))
+        yield _whole(url, of_service=True)
     else:
         yield _whole(url)
 
 
-def _whole(url: str, keeps: tuple[str, ...] = ()) -> str:
+def _whole(url: str, *, of_service: bool = False) -> str:
+    """The address without rendition and size; of a service's query only what names the picture stays."""
     parts = urlsplit(url)
     query = parse_qsl(parts.query, keep_blank_values=True)
-    kept = [(name, value) for name, value in query if name in keeps or name.lower() not in _SIZE_NAMES]
+    kept = [
+        (name, value)
+        for name, value in query
+        if (name in _SERVICE_NAMES if of_service else not _SIZE_NAME.match(name))
+    ]
     changed = urlencode(kept) if len(kept) != len(query) else parts.query
     return urlunsplit((parts.scheme, parts.netloc, RENDITION.sub("", parts.path), changed, ""))
 
@@ -196,5 +205,5 @@ def _area(url: str) -> int:
     size = RENDITION.search(parts.path)
     if size:
         return int(size[1]) * int(size[2])
-    numbers = re.findall(r"\d+", " ".join(v for n, v in parse_qsl(parts.query) if n.lower() in _SIZE_NAMES))
+    numbers = re.findall(r"\d+", " ".join(v for n, v in parse_qsl(parts.query) if _SIZE_NAME.match(n)))
     return int(numbers[0]) ** 2 if numbers and len(numbers[0]) < 6 else 0

@@ -135,7 +135,7 @@ def _single_cells(cell: Tag, url: str) -> Iterator[Tag]:
     if is_wrapper:
         for one in headed:
             yield from _single_cells(one, url)
-    elif cell.find(HEADING) or image_addresses(cell, url):
+    elif cell.find(HEADING) or image_addresses(cell, url) or any(_named_links(a, url) for a in cell("a")):
         yield cell
 
 
