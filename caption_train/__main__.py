@@ -27,8 +27,9 @@ def main(config: CaptionTrainConfig) -> None:
     world = open_world(config.run.device, config.run.precision)
     mine, micro = world.share(config.optim.batch_size, config.optim.device_batch_size)
     recipe = config.model_dump(mode="json", exclude={"schema_"})
+    stage = CaptionStage(config)
     path = fit(
-        CaptionStage(config),
+        stage,
         config.run,
         config.optim,
         recipe=recipe,
@@ -37,7 +38,7 @@ def main(config: CaptionTrainConfig) -> None:
         export_best=True,
     )
     if world.is_main:
-        print(f"captioner: {path}")
+        print(f"captioner: {stage.publish() or path}")
 
 
 if __name__ == "__main__":

@@ -27,11 +27,15 @@ class CaptionModelConfig(Config):
     """What the captioner starts from: exactly one of `start` and `scratch`."""
 
     start: str | None = None
-    """A run folder, a .safetensors file or "stock/captioner"."""
+    """A run folder, a .safetensors file, "stock/captioner", or the local folder of a published ViT-GPT2."""
     scratch: dict[str, Any] | None = None
     """A CaptionerSpec without tokens and merges: train from random weights."""
     vocabulary_size: int = Field(default=1200, ge=300)
     """Tokens of a vocabulary learned from the training captions, with `scratch`."""
+    lora_rank: int | None = Field(default=None, ge=1)
+    """Rank of low-rank adapters, which then learn alone, with `start`; null trains all weights."""
+    lora_alpha: float = Field(default=16.0, gt=0)
+    """What the adapters learn is scaled by lora_alpha / lora_rank."""
 
 
 class CaptionTrainConfig(FileConfig):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from caption_train.config import CaptionDataConfig
+from caption_train.words import object_words
 from crest.augment import shift
 from crest.errors import DataError
 from crest.images import read_image, square, to_array
@@ -22,7 +23,7 @@ from crest.records import Record, hash_of, read_records
 from crest.world import Draw, World
 
 if TYPE_CHECKING:
-    from crest.models.captioner import CaptionerModel
+    from crest.models.captioner import WritingModel
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class CaptionBatch:
     """(B, 3, H, W) in [0, 1]"""
     labels: Tensor
     """(B, L) token ids, -100 where nothing is to be learned"""
+    things: Tensor
+    """(B, T) 1 for each of the model's things that a caption names, else 0"""
     tokens: float
     """tokens to be learned in a micro-batch, averaged over the step, so that each token weighs alike"""
 
@@ -89,9 +92,15 @@ def _read(folder: Path, records: list[Record], side_px: int) -> Captioned:
     return Captioned(pixels, [str(record.caption) for record in records])
 
 
+def name_things(captions: Sequence[str], things: Sequence[str]) -> Tensor:
+    """Which of the things (T) each caption names: (B, T), 1 or 0."""
+    said = [object_words(caption) for caption in captions]
+    return torch.tensor([[float(thing in words) for thing in things] for words in said])
+
+
 def batches(
     side: Captioned,
-    model: CaptionerModel,
+    model: WritingModel,
     shift_px: int,
     seed: int,
     sizes: tuple[int, int],
@@ -110,6 +119,9 @@ def batches(
             images = torch.from_numpy(side.pixels[own].astype(np.float32) / 255)
             images = shift(images, Draw(seed, step, first, micro), shift_px)
             labels = model.tokenize([side.captions[number] for number in own])
+            things = name_things([side.captions[number] for number in own], model.things)
             tokens = learnt * micro / batch_size
-            yield CaptionBatch(images.to(world.device), labels.to(world.device), tokens)
+            yield CaptionBatch(
+                images.to(world.device), labels.to(world.device), things.to(world.device), tokens
+            )
         step += 1

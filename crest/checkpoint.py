@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from crest.adapters import ADAPTER, is_adapted, load_adapter, plain_state, save_adapter
 from crest.config import Config
 from crest.ema import Ema
 from crest.errors import RunError, WeightsError
@@ -52,8 +53,8 @@ def save_state(run_dir: Path, state: State) -> None:
     shutil.rmtree(part, ignore_errors=True)
     try:
         part.mkdir(parents=True)
-        _write(part / "model.safetensors", _tensors(state.model))
-        _write(part / "ema.safetensors", _tensors(state.ema.model))
+        _write(part / "model.safetensors", _tensors(state.model.state_dict()))
+        _write(part / "ema.safetensors", _tensors(state.ema.model.state_dict()))
         optimizer, groups = _flatten(state.optimizer)
         _write(part / "optimizer.safetensors", optimizer)
         write_json(
@@ -100,9 +101,9 @@ def newest_state(run_dir: Path) -> Path | None:
     return max(whole, default=None, key=lambda path: path.name)
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
+def _tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     # safetensors refuses tensors that share memory, and strided views
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -145,7 +146,9 @@ def _sync_folder(folder: Path) -> None:
 def export_weights(
     folder: Path, model: nn.Module, card: Mapping[str, Any], *, name: str = WEIGHTS, half: bool = False
 ) -> Path:
-    """Write a model's weights and the card that says what they are.
+    """Write a model's weights and the card that says what they are; what adapters learned is merged in.
+
+    Adapters are also written by themselves, beside the weights, as (best.)adapter.safetensors.
 
     Args:
         card: JSON-able; at least `kind` and `spec`, enough to build the model again.
@@ -153,15 +156,29 @@ def export_weights(
     Returns:
         the weights file.
     """
-    tensors = _tensors(model)
+    tensors = _tensors(plain_state(model))
     if half:
         tensors = {
             key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()
         }
     path = folder / name
     _write(path, tensors, {"kind": str(card["kind"])})
+    if is_adapted(model):
+        save_adapter(_adapter_path(path), model)
     write_json(folder / name.replace(".safetensors", ".json"), {**card, "sha256": file_hash(path)})
     return path
+
+
+def _adapter_path(path: Path) -> Path:
+    return path.with_name(ADAPTER if path.name == WEIGHTS else f"{path.stem}.{ADAPTER}")
+
+
+def restore_exported(model: nn.Module, path: Path) -> None:
+    """Bring a model, adapted or not, back to the weights that it once exported."""
+    if is_adapted(model):
+        load_adapter(_adapter_path(path), model)
+    else:
+        load_weights(model, path)
 
 
 def locate_weights(place: str | Path, kind: str) -> Path:

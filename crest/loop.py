@@ -19,7 +19,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from crest.checkpoint import CARD, WEIGHTS, State, export_weights, load_state, save_state
+from crest.checkpoint import (
+    CARD,
+    WEIGHTS,
+    State,
+    export_weights,
+    load_state,
+    restore_exported,
+    save_state,
+)
 from crest.config import OptimConfig, RunConfig
 from crest.ema import Ema
 from crest.errors import RunError
@@ -277,8 +285,6 @@ def _export(
         "recipe": dict(recipe),
     }
     if export_best and state.best_step != state.step and (run.dir / "best.safetensors").exists():
-        from crest.checkpoint import load_weights
-
-        load_weights(state.ema.model, run.dir / "best.safetensors")
+        restore_exported(state.ema.model, run.dir / "best.safetensors")
         card["step"] = state.best_step
     export_weights(run.dir, state.ema.model, card)

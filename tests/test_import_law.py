@@ -23,7 +23,11 @@ DOORS = {
     "torch.utils.tensorboard": ("crest/tracker.py",),
     "open_clip": ("crest/models/clip.py",),
     "dalle2_pytorch": ("crest/models/prior.py", "crest/models/decoder.py", "crest/models/fast.py"),
-    "transformers": ("crest/models/captioner.py", "crest/models/hub_captioner.py"),
+    "transformers": (
+        "crest/models/captioner.py",
+        "crest/models/published_captioner.py",
+        "crest/models/hub_captioner.py",
+    ),
     "requests": ("scraper/fetch.py",),
     "bs4": ("scraper/sites/",),
     "huggingface_hub": ("crest/hub.py",),

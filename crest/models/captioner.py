@@ -44,6 +44,8 @@ class CaptionerSpec(Config):
     """Side of one patch."""
     stem_channels: int | None = None
     """Channels of a convolutional stem's first stage, doubled at every halving; null: a ViT's own patches."""
+    things: tuple[str, ...] = ()
+    """With a stem: words of things that it learns to name by itself."""
     width: int = 128
     """Width of both transformers."""
     heads: int = 4
@@ -87,6 +89,7 @@ class WritingModel(nn.Module):
         max_tokens: longest caption that it learns or writes.
         start: the token before a text.
         end: the token behind one.
+        things: words that the eyes learn to name by themselves.
     """
 
     kind: str
@@ -96,10 +99,11 @@ class WritingModel(nn.Module):
     max_tokens: int
     start: int
     end: int
+    things: tuple[str, ...] = ()
 
-    def scale(self, images: Tensor) -> Tensor:
-        """Pictures (B, 3, side, side) in [0, 1] as the network wants them."""
-        return images * 2 - 1
+    def look(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Pictures (B, 3, side, side) in [0, 1] as the network wants them; logits (B, T) of things."""
+        return images * 2 - 1, None
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Labels (B, L): token ids with the end mark, -100 (not learned) behind it."""
@@ -109,17 +113,24 @@ class WritingModel(nn.Module):
             labels[number, : len(row)] = torch.tensor(row)
         return labels
 
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Logits (B, L, V) of every next token; images (B, 3, side, side) in [0, 1]."""
+    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What is written, and which things are seen.
+
+        Args:
+            images: (B, 3, side, side) in [0, 1].
+            labels: (B, L) token ids, -100 where nothing is learned.
+        Returns:
+            logits (B, L, V) of every next token; logits (B, T) of `things`, None from a model without.
+        """
         inputs = labels.masked_fill(labels == -100, self.end)
         inputs = torch.cat((torch.full_like(inputs[:, :1], self.start), inputs[:, :-1]), dim=1)
-        logits: Tensor = self.network(pixel_values=self.scale(images), decoder_input_ids=inputs).logits
-        return logits
+        pixels, things = self.look(images)
+        return self.network(pixel_values=pixels, decoder_input_ids=inputs).logits, things
 
     @torch.no_grad()
     def write(self, images: Tensor, beams: int = 1) -> list[str]:
         """Captions, greedy or by beam search; images (B, 3, side, side) in [0, 1]."""
-        seen = self.network.encoder(pixel_values=self.scale(images))
+        seen = self.network.encoder(pixel_values=self.look(images)[0])
         tokens = self.network.generate(
             encoder_outputs=seen,
             # every patch is looked at; without a mask the library would guess one, and warn
@@ -154,9 +165,13 @@ class CaptionerModel(WritingModel):
             vocab=vocabulary, merges=merges, unk_token=END, bos_token=END, eos_token=END, pad_token=END
         )
         self.start = self.end = vocabulary[END]
+        self.stem = None if spec.stem_channels is None else ConvStem(spec.patch_px, spec.stem_channels)
+        self.name = None if self.stem is None else nn.Linear(self.stem.channels, len(spec.things))
+        self.things = spec.things if self.name is not None else ()
         encoder = ViTConfig(
-            image_size=spec.side_px,
-            patch_size=spec.patch_px,
+            image_size=spec.side_px if self.stem is None else spec.side_px // spec.patch_px,
+            patch_size=spec.patch_px if self.stem is None else 1,
+            num_channels=3 if self.stem is None else self.stem.channels,
             hidden_size=spec.width,
             num_hidden_layers=spec.encoder_layers,
             num_attention_heads=spec.heads,
@@ -181,12 +196,16 @@ class CaptionerModel(WritingModel):
         self.network = VisionEncoderDecoderModel(
             encoder=ViTModel(encoder, add_pooling_layer=False), decoder=GPT2LMHeadModel(decoder)
         )
-        if spec.stem_channels is not None:
-            stem = ConvStem(spec.patch_px, spec.stem_channels, spec.width)
-            self.network.encoder.embeddings.patch_embeddings.projection = stem
         for settings in (self.network.config, self.network.generation_config):
             settings.decoder_start_token_id = settings.pad_token_id = settings.eos_token_id = self.end
         self.network.generation_config.bos_token_id = self.end
+
+    def look(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The stem's patches (B, channels, side / patch, side / patch), or the pictures for a ViT's own."""
+        if self.stem is None or self.name is None:
+            return super().look(images)
+        patches, anywhere = self.stem(images * 2 - 1)
+        return patches, self.name(anywhere)
 
     def described(self) -> dict[str, Any]:
         """The spec."""
@@ -194,7 +213,7 @@ class CaptionerModel(WritingModel):
 
     def matrices(self) -> tuple[str, ...]:
         """Those of the transformers, and a stem's convolutions."""
-        stem = ("*projection.blocks.*.weight",) if self.spec.stem_channels is not None else ()
+        stem = ("stem.blocks.*.weight",) if self.stem is not None else ()
         return (*super().matrices(), *stem)
 
 

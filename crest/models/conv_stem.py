@@ -1,4 +1,4 @@
-"""Convolutions that stand in the place of a vision transformer's patches; knows no library but torch."""
+"""Convolutions that stand before a vision transformer in the place of its patches."""
 
 from __future__ import annotations
 
@@ -30,19 +30,16 @@ class _Residual(nn.Module):
 
 
 class ConvStem(nn.Module):
-    """Convolutions in place of a ViT's patches: halves the picture until a pixel stands for a patch.
+    """Convolutions that halve a picture until a pixel stands for a patch, and what they find anywhere in it.
 
-    A ViT of this size sees colours in raw patches but does not learn charges from them. What is found
-    anywhere (the maximum over the picture) is told to every patch, so that the words' gradient reaches the
-    convolutions before attention has learned where to look. Group norms: a picture's patches do not depend on
-    the pictures beside it.
+    Group norms: a picture's patches do not depend on the pictures beside it.
 
     Raises:
         ConfigError: sizes that do not halve, or channels that do not fall into groups.
     Paper: Xiao et al. 2021 (arXiv 2106.14881), here with residual blocks.
     """
 
-    def __init__(self, patch_px: int, channels: int, width: int) -> None:
+    def __init__(self, patch_px: int, channels: int) -> None:
         super().__init__()
         if patch_px < 2 or patch_px & (patch_px - 1):
             raise ConfigError(f"patch_px: found {patch_px}, but a stem halves pictures; take 2, 4, 8 or 16.")
@@ -53,16 +50,18 @@ class ConvStem(nn.Module):
         while size > 1:
             layers += [nn.Conv2d(before, channels, 3, stride=2, padding=1), _Residual(channels)]
             before, channels, size = channels, 2 * channels, size // 2
+        self.channels = before
         self.blocks = nn.Sequential(*layers, nn.GroupNorm(GROUPS, before), nn.GELU())
-        self.here, self.anywhere = nn.Conv2d(before, width, 1), nn.Conv2d(before, width, 1)
+        self.mix = nn.Conv2d(before, before, 1)
+        self.norm, self.tell = nn.LayerNorm(before), nn.Linear(before, before)
 
-    @property
-    def weight(self) -> Tensor:
-        """The library asks a ViT's patches for the type of their weight."""
-        return self.here.weight
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Look at images (B, 3, H, W).
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Patches (B, width, H / patch, W / patch) of images (B, 3, H, W)."""
-        found = self.blocks(images)
-        patches: Tensor = self.here(found) + self.anywhere(found.amax((2, 3), keepdim=True))
-        return patches
+        Returns:
+            patches (B, channels, H / patch, W / patch), each told what was found anywhere; what was found
+            anywhere, (B, channels): the strongest of each channel.
+        """
+        found = F.gelu(self.mix(self.blocks(images)))
+        anywhere: Tensor = self.norm(found.amax((2, 3)))
+        return found + self.tell(anywhere)[:, :, None, None], anywhere

@@ -22,7 +22,7 @@ def stage(tiny_world: Any, tmp_path: Path, **changes: Any) -> CaptionStage:
 def test_the_loss_of_a_whole_batch_is_the_mean_over_its_tokens(tiny_world: Any, tmp_path: Path) -> None:
     caption_stage = stage(tiny_world, tmp_path)
     batch, model = next(caption_stage.batches("train", open_world("cpu", "fp32"), 0)), caption_stage.model()
-    logits = model(batch.images, batch.labels)
+    logits, _ = model(batch.images, batch.labels)
     expected = F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), ignore_index=-100)
     loss, _ = caption_stage.loss(model, batch)
     assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-6)
@@ -38,6 +38,23 @@ def test_the_vocabulary_is_learned_from_the_captions_and_kept_in_the_card(
     assert len(spec["tokens"]) <= 301
 
 
+def test_a_stem_learns_to_name_the_things_of_the_captions(tiny_world: Any, tmp_path: Path) -> None:
+    scratch = {**tiny_world.config("caption_train", tmp_path)["model"]["scratch"], "stem_channels": 8}
+    caption_stage = stage(tiny_world, tmp_path, model__scratch=scratch)
+    model, batch = caption_stage.model(), next(caption_stage.batches("train", open_world("cpu", "fp32"), 0))
+    assert model.things == ("charge", "crest", "number")
+    assert batch.things.tolist() == [[1.0, 1.0, 1.0]] * 8
+    optimizer, named = torch.optim.AdamW(model.parameters(), lr=0.01), []
+    for _ in range(15):
+        loss, figures = caption_stage.loss(model, batch)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        named.append(float(figures["named"]))
+    assert named[-1] < named[0]
+    assert float(loss.detach()) == pytest.approx(float(figures["written"] + 0.5 * figures["named"]))
+
+
 def test_fine_tuning_keeps_the_vocabulary_and_names_its_start(tiny_world: Any, tmp_path: Path) -> None:
     start = tiny_world.folder / "runs" / "caption_train"
     tuned = stage(tiny_world, tmp_path, model__scratch=None, model__start=str(start))
@@ -46,15 +63,27 @@ def test_fine_tuning_keeps_the_vocabulary_and_names_its_start(tiny_world: Any, t
     assert tuned.card(tuned.model())["parents"]["start"] == card["sha256"][:16]
 
 
-def test_colour_words_are_counted_as_found(tiny_world: Any, tmp_path: Path) -> None:
+def test_words_of_the_human_captions_are_counted(tiny_world: Any, tmp_path: Path) -> None:
     caption_stage = stage(tiny_world, tmp_path)
     model, captions = caption_stage.model().eval(), caption_stage.val.captions
     silent = caption_stage.validate(model, open_world("cpu", "fp32"))
     model.write = lambda images: captions[: len(images)]
     perfect = caption_stage.validate(model, open_world("cpu", "fp32"))
-    assert silent["colour_words_found"] < 1.0
-    assert perfect["colour_words_found"] == 1.0
-    assert torch.isfinite(torch.tensor(perfect["loss"]))
+    for word in ("colour_word", "object_word"):
+        assert silent[f"{word}_f1"] < 1.0
+        assert perfect[f"{word}_precision"] == perfect[f"{word}_recall"] == perfect[f"{word}_f1"] == 1.0
+    assert perfect["loss"] == silent["loss"]
+
+
+def test_the_held_out_loss_is_the_mean_over_all_tokens_however_many_at_once(
+    tiny_world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caption_stage = stage(tiny_world, tmp_path)
+    model, world = caption_stage.model().eval(), open_world("cpu", "fp32")
+    whole = caption_stage.validate(model, world)
+    monkeypatch.setattr("caption_train.stage.CHUNK", 3)
+    parts = caption_stage.validate(model, world)
+    assert parts == pytest.approx(whole, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +97,7 @@ def test_colour_words_are_counted_as_found(tiny_world: Any, tmp_path: Path) -> N
         ),
         ({"model__scratch": {"side_px": "wide"}}, ConfigError, r'model\.scratch: side_px: found "wide"'),
         ({"model__scratch": None, "model__start": "nowhere"}, WeightsError, "there are no captioner weights"),
+        ({"model__lora_rank": 2}, ConfigError, r"model\.lora_rank: adapters need weights to adapt"),
     ],
 )
 def test_a_start_that_is_none_is_refused(

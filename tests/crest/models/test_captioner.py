@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from crest.checkpoint import export_weights
-from crest.errors import WeightsError
+from crest.errors import ConfigError, WeightsError
 from crest.images import square, to_array
 from crest.models.captioner import (
     END,
@@ -39,7 +39,7 @@ def taught() -> CaptionerModel:
     images, labels = torch.stack([flat(colour) for colour in COLOURS]), model.tokenize(CAPTIONS)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(150):
-        logits = model(images, labels)
+        logits, _ = model(images, labels)
         loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
         loss.backward()
         optimizer.step()
@@ -109,12 +109,61 @@ def test_labels_learn_the_end_once_and_nothing_behind_it() -> None:
         assert (row[ends[0] + 1 :] == -100).all()
 
 
+def stemmed(patch_px: int = 8, channels: int = 8) -> CaptionerModel:
+    torch.manual_seed(0)
+    spec = {"side_px": 16, "patch_px": patch_px, "stem_channels": channels, "width": 32, "heads": 2}
+    layers = {
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "max_tokens": 24,
+        "things": ("crest", "charge", "star"),
+    }
+    return CaptionerModel(CaptionerSpec.model_validate({**spec, **layers, **learn_vocabulary(CAPTIONS, 300)}))
+
+
+def test_a_stem_names_things_beside_what_is_written() -> None:
+    model = stemmed()
+    labels = model.tokenize(CAPTIONS[:2])
+    logits, things = model(torch.stack([flat(colour) for colour in COLOURS[:2]]), labels)
+    assert logits.shape == (*labels.shape, len(model.spec.tokens))
+    assert things is not None
+    assert things.shape == (2, 3)
+    assert len(model.write(torch.rand(3, 3, 16, 16))) == 3
+
+
+def test_what_a_stem_sees_does_not_depend_on_the_pictures_beside_it() -> None:
+    model, images = stemmed().eval(), torch.stack([flat(colour) for colour in COLOURS])
+    together, alone = model.look(images)[0], model.look(images[2:3])[0]
+    assert together.shape == (6, 32, 2, 2)
+    assert torch.allclose(together[2:3], alone, atol=1e-5)
+
+
+def test_a_stem_travels_with_its_things(tmp_path: Path) -> None:
+    model = stemmed().eval()
+    card = {"kind": model.kind, "spec": model.described(), "parents": {}}
+    export_weights(tmp_path, model, json.loads(json.dumps(card)))
+    pictures = [picture(colour) for colour in COLOURS]
+    assert load_captioner(tmp_path).caption(pictures) == Captioner(model, "0" * 16).caption(pictures)
+
+
+@pytest.mark.parametrize(
+    ("patch_px", "channels", "says"),
+    [
+        (6, 8, "patch_px: found 6, but a stem halves"),
+        (8, 12, "stem_channels: found 12, expected a multiple of 8"),
+    ],
+)
+def test_a_stem_that_cannot_be_built_is_refused(patch_px: int, channels: int, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        stemmed(patch_px, channels)
+
+
 def test_a_word_does_not_see_those_after_it(taught: CaptionerModel) -> None:
     labels = taught.tokenize([CAPTIONS[0]])
     other = labels.clone()
     other[0, 5:] = taught.end
     with torch.no_grad():
-        left, right = taught(flat(COLOURS[0])[None], labels), taught(flat(COLOURS[0])[None], other)
+        (left, _), (right, _) = (taught(flat(COLOURS[0])[None], rows) for rows in (labels, other))
     assert torch.allclose(left[:, :6], right[:, :6], atol=1e-5)
 
 
