@@ -11,7 +11,7 @@ from crest.config import run_command
 def check(config: ClipTrainConfig) -> None:
     """Look whether the inputs exist."""
     from crest.records import read_manifest
-    from crest.shards import MADE_BY
+    from crest.tars import MADE_BY
 
     read_manifest(config.data.shards, "shards", MADE_BY)
 

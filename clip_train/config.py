@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -15,8 +15,11 @@ class ClipDataConfig(Config):
 
     shards: Path
     """Folder of WebDataset shards with a manifest."""
+    augment: Literal["shift", "crop", "resized_crop"] = "shift"
+    """How pictures vary: moved by shift_px and nothing cut off; or cut out of pictures 8/7 as large: a
+    square at a drawn place, or a box of drawn area (0.9 to 1) and aspect (3/4 to 4/3), as open_clip does."""
     shift_px: int = Field(default=2, ge=0)
-    """Pictures are moved by up to so many pixels each way, at the model's size, with white moving in."""
+    """shift: pictures are moved by up to so many pixels each way, at the model's size, white moving in."""
     noise: float = Field(default=0.02, ge=0)
     """Deviation of the noise added to pictures in [0, 1]."""
     validate_samples: int = Field(default=500, ge=2)

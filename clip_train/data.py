@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from clip_train.config import ClipDataConfig
-from crest.augment import shift
+from crest.augment import cached_px, random_crop, random_resized_crop, shift
 from crest.models.clip import ClipModel
 from crest.pixels import Pictures, batch_numbers, open_pictures
 from crest.world import Draw, World
@@ -35,7 +36,10 @@ class ClipData:
 
     def __init__(self, config: ClipDataConfig, model: ClipModel) -> None:
         self.config = config
-        self.train = open_pictures(config.shards, "train", model.side_px)
+        self._side_px = model.side_px
+        is_cut = config.augment != "shift"
+        kept_px = cached_px(model.side_px) if is_cut else model.side_px
+        self.train = open_pictures(config.shards, "train", kept_px)
         self.val = open_pictures(config.shards, "val", model.side_px)
         self._tokens = model.tokenizer(self.train.captions)
         self._crop = model.crop
@@ -52,14 +56,22 @@ class ClipData:
             tokens = self._crop(self._tokens[torch.from_numpy(numbers)])  # one length on every process
             own = slice(world.rank * mine, (world.rank + 1) * mine)
             draw = Draw(seed, step, world.rank * mine, mine)
-            images = torch.from_numpy(self.train.floats(numbers[own]))
             yield ClipBatch(
-                augment(images, draw, self.config.shift_px, self.config.noise).to(world.device),
+                self._images(numbers[own], draw).to(world.device),
                 tokens[own].to(world.device),
                 torch.from_numpy(self._caption_numbers[numbers[own]]).to(world.device),
                 micro,
             )
             step += 1
+
+    def _images(self, numbers: NDArray[np.int64], draw: Draw) -> Tensor:
+        """Training pictures as they are shown, (B, 3, H, W) in [0, 1]."""
+        if self.config.augment == "shift":
+            images = shift(torch.from_numpy(self.train.floats(numbers)), draw, self.config.shift_px)
+        else:
+            cut = random_crop if self.config.augment == "crop" else random_resized_crop
+            images = cut(self.train.pixels, numbers, draw, self._side_px)
+        return add_noise(images, draw, self.config.noise)
 
 
 def number_captions(pictures: Pictures) -> np.ndarray:
@@ -70,9 +82,8 @@ def number_captions(pictures: Pictures) -> np.ndarray:
     )
 
 
-def augment(images: Tensor, draw: Draw, shift_px: int, noise: float) -> Tensor:
-    """Move pictures (B, 3, H, W) by up to `shift_px` with white moving in, and add noise."""
-    images = shift(images, draw, shift_px)
+def add_noise(images: Tensor, draw: Draw, noise: float) -> Tensor:
+    """Pictures (B, 3, H, W) with normal noise of this deviation, still in [0, 1]."""
     if noise:
         images = (images + noise * draw.normal(2, *images.shape[1:])).clamp(0, 1)
     return images

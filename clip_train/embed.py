@@ -17,7 +17,7 @@ def check(config: EmbedConfig) -> None:
     """Look whether the inputs exist."""
     from crest.checkpoint import locate_weights
     from crest.records import read_manifest
-    from crest.shards import MADE_BY
+    from crest.tars import MADE_BY
 
     read_manifest(config.data.shards, "shards", MADE_BY)
     locate_weights(config.model.clip, "clip")

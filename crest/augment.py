@@ -1,12 +1,35 @@
-"""Changes to training pictures that leave their words true: no flips (letters mirror), no new colours."""
+"""Changes to training pictures that leave their words true: no flips (letters mirror), no new colours.
+
+All are pure functions of what they are given and a Draw, so that a run that was stopped, or is split over
+other processes, sees the same pictures.
+"""
 
 from __future__ import annotations
 
+import math
+from typing import Final
+
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from crest.world import Draw
+
+CACHE_MARGIN: Final = 8 / 7
+"""How much larger than the model's pictures are kept that crops are taken of: 256 for 224."""
+SCALE: Final = (0.9, 1.0)
+"""Share of the area that a resized crop keeps, as open_clip trains by default."""
+RATIO: Final = (3 / 4, 4 / 3)
+"""Width over height of a resized crop, as open_clip trains by default."""
+_ATTEMPTS: Final = 10
+_PLACE: Final = 1  # the purpose of a draw: where a picture is moved to or cut
+
+
+def cached_px(side_px: int) -> int:
+    """Side of the pictures that crops of `side_px` are taken of."""
+    return round(side_px * CACHE_MARGIN)
 
 
 def shift(images: Tensor, draw: Draw, shift_px: int) -> Tensor:
@@ -15,5 +38,88 @@ def shift(images: Tensor, draw: Draw, shift_px: int) -> Tensor:
         return images
     side = images.shape[-1]
     padded = F.pad(images, (shift_px,) * 4, value=1.0)
-    offsets = (draw.uniform(1, 2) * (2 * shift_px + 1)).long().tolist()
+    offsets = (draw.uniform(_PLACE, 2) * (2 * shift_px + 1)).long().tolist()
     return torch.stack([padded[i, :, y : y + side, x : x + side] for i, (y, x) in enumerate(offsets)])
+
+
+def random_crop(pixels: NDArray[np.uint8], numbers: NDArray[np.int64], draw: Draw, side_px: int) -> Tensor:
+    """Cut a square of `side_px` out of each picture, anywhere.
+
+    Args:
+        pixels: (N, 3, S, S) levels, memory-mapped: only what is cut out is read.
+        numbers: (B,) which of them.
+        draw: of B samples.
+        side_px: at most S.
+    Returns:
+        (B, 3, side_px, side_px) in [0, 1].
+    """
+    height, width = pixels.shape[2:]
+    room = torch.tensor([height - side_px + 1, width - side_px + 1])
+    corners = (draw.uniform(_PLACE, 2).cpu() * room).long().tolist()
+    cut = np.empty((len(numbers), pixels.shape[1], side_px, side_px), np.uint8)
+    for row, (number, (top, left)) in enumerate(zip(numbers.tolist(), corners, strict=True)):
+        cut[row] = pixels[number, :, top : top + side_px, left : left + side_px]
+    return torch.from_numpy(cut).float().div_(255.0)
+
+
+def random_resized_crop(
+    pixels: NDArray[np.uint8],
+    numbers: NDArray[np.int64],
+    draw: Draw,
+    side_px: int,
+    *,
+    scale: tuple[float, float] = SCALE,
+    ratio: tuple[float, float] = RATIO,
+) -> Tensor:
+    """Cut a box of drawn area and aspect out of each picture and bring it to a square, bilinear, antialiased.
+
+    Args:
+        pixels: (N, 3, S, S) levels, memory-mapped.
+        numbers: (B,) which of them.
+        draw: of B samples.
+        side_px: of what comes out.
+        scale: least and greatest share of the area.
+        ratio: least and greatest width over height.
+    Returns:
+        (B, 3, side_px, side_px) in [0, 1].
+    """
+    height, width = pixels.shape[2:]
+    boxes = crop_boxes(draw, height, width, scale, ratio).tolist()
+    cut = torch.empty((len(numbers), pixels.shape[1], side_px, side_px), dtype=torch.uint8)
+    for row, (number, (top, left, high, wide)) in enumerate(zip(numbers.tolist(), boxes, strict=True)):
+        box = pixels[number, :, top : top + high, left : left + wide].copy()
+        # on levels, not floats: torch's own kernel for them is several times faster
+        cut[row] = F.interpolate(
+            torch.from_numpy(box)[None], (side_px, side_px), mode="bilinear", antialias=True
+        )[0]
+    return cut.float().div_(255.0)
+
+
+def crop_boxes(
+    draw: Draw, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
+) -> Tensor:
+    """Boxes of drawn area and aspect, as torchvision's RandomResizedCrop draws them.
+
+    Of ten drawn boxes the first that fits is taken; where none does, the largest central one of a ratio that
+    is allowed.
+
+    Returns:
+        (B, 4) top, left, height, width.
+    """
+    drawn = draw.uniform(_PLACE, _ATTEMPTS, 4).cpu().double()
+    area = height * width * (scale[0] + drawn[..., 0] * (scale[1] - scale[0]))
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    aspect = torch.exp(low + drawn[..., 1] * (high - low))
+    wide, tall = torch.sqrt(area * aspect).round().long(), torch.sqrt(area / aspect).round().long()
+    fits = (wide > 0) & (wide <= width) & (tall > 0) & (tall <= height)
+    first = fits.int().argmax(dim=1, keepdim=True)
+    wide, tall = wide.gather(1, first)[:, 0], tall.gather(1, first)[:, 0]
+    if not bool(fits.any(dim=1).all()):
+        none = ~fits.any(dim=1)
+        wide[none] = round(min(width, height * ratio[1]))
+        tall[none] = round(min(height, width / ratio[0]))
+    where = drawn[..., 2:].gather(1, first[..., None].expand(-1, 1, 2))[:, 0]
+    where[~fits.any(dim=1)] = 0.5 - 1e-9  # an odd rest lies below and to the right
+    top = (where[:, 0] * (height - tall + 1)).long()
+    left = (where[:, 1] * (width - wide + 1)).long()
+    return torch.stack([top, left, tall, wide], dim=1)

@@ -6,41 +6,40 @@ import pytest
 import torch
 
 from clip_train.config import ClipDataConfig
-from clip_train.data import ClipData, augment, number_captions
+from clip_train.data import ClipData, add_noise, number_captions
 from crest.models.clip import load_clip_model
 from crest.pixels import open_pictures
 from crest.world import Draw, open_world
 
 
-def test_without_shift_and_noise_a_picture_stays_as_it_is() -> None:
-    images = torch.rand(4, 3, 8, 8)
-    assert torch.equal(augment(images, Draw(0, 0, 0, 4), 0, 0.0), images)
-
-
-def test_pictures_move_by_whole_pixels_and_white_moves_in() -> None:
-    images = torch.zeros(64, 3, 9, 9)
-    images[:, :, 4, 4] = 0.5
-    moved = augment(images, Draw(3, 0, 0, 64), 2, 0.0)
-    places = {tuple((picture[0] == 0.5).nonzero()[0].tolist()) for picture in moved}
-    assert places <= {(y, x) for y in range(2, 7) for x in range(2, 7)}
-    assert {0, 1, 2, 3, 4} == {y - 2 for y, _ in places} == {x - 2 for _, x in places}
-    for picture in moved:
-        ((y, x),) = (picture[0] == 0.5).nonzero().tolist()
-        white = (picture[0] == 1.0).sum().item()
-        assert white == 81 - (9 - abs(y - 4)) * (9 - abs(x - 4))
-
-
 def test_noise_has_its_deviation_and_stays_in_range() -> None:
-    noisy = augment(torch.full((32, 3, 16, 16), 0.5), Draw(0, 0, 0, 32), 0, 0.05)
+    noisy = add_noise(torch.full((32, 3, 16, 16), 0.5), Draw(0, 0, 0, 32), 0.05)
     assert float(noisy.std()) == pytest.approx(0.05, rel=0.05)
-    assert float(augment(torch.ones(8, 3, 8, 8), Draw(0, 0, 0, 8), 0, 0.5).max()) == 1.0
+    assert float(add_noise(torch.ones(8, 3, 8, 8), Draw(0, 0, 0, 8), 0.5).max()) == 1.0
 
 
-def test_a_picture_is_augmented_alike_whichever_process_has_it() -> None:
-    images = torch.rand(16, 3, 8, 8)
-    whole = augment(images, Draw(1, 5, 0, 16), 2, 0.1)
-    halves = [augment(images[first : first + 8], Draw(1, 5, first, 8), 2, 0.1) for first in (0, 8)]
-    assert torch.equal(torch.cat(halves), whole)
+def test_without_noise_a_picture_stays_as_it_is() -> None:
+    images = torch.rand(4, 3, 8, 8)
+    assert torch.equal(add_noise(images, Draw(0, 0, 0, 4), 0.0), images)
+
+
+@pytest.mark.parametrize("how", ["shift", "crop", "resized_crop"])
+def test_a_picture_is_augmented_alike_whichever_process_has_it(tiny_world: Any, how: str) -> None:
+    model = load_clip_model(tiny_world.folder / "runs" / "clip_train")[0]
+    config = ClipDataConfig.model_validate({"shards": tiny_world.shards, "augment": how, "noise": 0.0})
+    data = ClipData(config, model)
+    one = open_world("cpu", "fp32")
+    whole = next(data.batches(1, 8, 8, one, 2))
+    shares = [
+        next(data.batches(1, 8, 8, type(one)(rank, 2, one.device, "fp32", one.accelerator), 2))
+        for rank in (0, 1)
+    ]
+    assert torch.equal(torch.cat([share.images for share in shares]), whole.images)
+    assert whole.images.shape == (8, 3, model.side_px, model.side_px)
+    plain = ClipDataConfig.model_validate({"shards": tiny_world.shards, "shift_px": 0, "noise": 0.0})
+    unchanged = next(ClipData(plain, model).batches(1, 8, 8, one, 2)).images
+    assert not torch.equal(whole.images, unchanged)
+    assert float((whole.images.mean((2, 3)) - unchanged.mean((2, 3))).abs().max()) < 0.25
 
 
 def test_equal_captions_share_a_number_whatever_their_case_and_spaces(tiny_world: Any) -> None:
