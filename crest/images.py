@@ -21,12 +21,13 @@ _NOISE = 8
 """Levels that the compression of a JPEG moves a flat colour by."""
 
 
-def decode(content: bytes, where: str) -> Image.Image:
+def decode(content: bytes, where: str, within_px: int | None = None) -> Image.Image:
     """Decode a whole picture, keeping its alpha.
 
     Args:
         content: bytes of a PNG, JPEG, WebP or GIF file.
         where: what to name in an error.
+        within_px: shrink it to this longest side (a JPEG in part while it is decoded, which is faster).
     Raises:
         DataError: not a picture, truncated, or larger than 64 megapixels.
     """
@@ -34,8 +35,10 @@ def decode(content: bytes, where: str) -> Image.Image:
         with Image.open(io.BytesIO(content)) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise ValueError(f"{picture.width} x {picture.height} pixels, over {MAX_PIXELS:,}")
+            size = size_within(picture.size, within_px or max(picture.size))
+            picture.draft(None, size)
             picture.load()
-            return to_plain(picture)
+            return shrunk(to_plain(picture), size)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{where}: is not a whole picture ({error}); fetch it again or remove it.") from None
 
@@ -45,6 +48,22 @@ def to_plain(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I"):  # 16-bit grey, of which convert() would make white
         return Image.fromarray((np.asarray(picture) / 257 + 0.5).astype(np.uint8)).convert("RGB")
     return picture.convert("RGBA" if picture.has_transparency_data else "RGB")
+
+
+def size_within(size: tuple[int, int], side_px: int) -> tuple[int, int]:
+    """Width and height at the same aspect, the longest side at most `side_px`."""
+    longest = max(size)
+    if longest <= side_px:
+        return size
+    width, height = (max(1, round(side * side_px / longest)) for side in size)
+    return width, height
+
+
+def shrunk(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Shrink with antialiasing; Pillow weighs colours by their alpha, so that hidden ones do not bleed."""
+    if picture.size == size:
+        return picture
+    return picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
 
 
 def read_image(path: Path) -> Image.Image:

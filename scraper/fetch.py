@@ -95,6 +95,7 @@ class Fetcher:
         settings: FetchConfig,
         cache: Cache | None,
         *,
+        workers: int = 1,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -103,10 +104,11 @@ class Fetcher:
         Args:
             settings: manners and limits.
             cache: where answers are kept; None keeps nothing.
+            workers: processes that ask the same hosts; each waits so many times a host's delay.
             sleep: waits.
             clock: seconds that only grow.
         """
-        self._settings, self._cache = settings, cache
+        self._settings, self._cache, self._workers = settings, cache, workers
         self._sleep, self._clock = sleep, clock
         self._hosts: dict[str, _Host] = {}
         self._hosts_lock = threading.Lock()
@@ -132,7 +134,14 @@ class Fetcher:
             return 0.0
 
     def _delay_s(self, host: _Host) -> float:
-        return max(self._settings.delay_s, host.robots.delay_s if host.robots else 0.0)
+        return self._workers * max(self._settings.delay_s, host.robots.delay_s if host.robots else 0.0)
+
+    def wait_s(self, url: str) -> float:
+        """Seconds until the host of `url` may be asked again; 0 for what is no address."""
+        try:
+            return max(0.0, self._host(parts_of(url)).next_at - self._clock())
+        except Refused:
+            return 0.0
 
     def get(self, url: str, *, fresh_since: float | None = None) -> Answer:
         """Fetch one address.

@@ -71,9 +71,13 @@ class Examined:
     stored: bytes
     """what is kept: the source's own bytes, or the PNG that an SVG was drawn as"""
     picture: Image.Image
-    """upright, RGB or RGBA; of an animation the first frame"""
+    """RGB or RGBA, shrunk where that was asked for; of an animation the first frame"""
     look: Look
+    """of `picture`"""
     frames: int
+    width_px: int
+    """of `stored`, like the height"""
+    height_px: int
 
 
 @dataclass(frozen=True)
@@ -154,7 +158,12 @@ def _root_element(content: bytes) -> bytes:
 
 
 def examine(
-    content: bytes, where: str, *, max_megapixels: float = MAX_MEGAPIXELS, svg_side_px: int = SVG_SIDE_PX
+    content: bytes,
+    where: str,
+    *,
+    max_megapixels: float = MAX_MEGAPIXELS,
+    svg_side_px: int = SVG_SIDE_PX,
+    within_px: int | None = None,
 ) -> Examined:
     """Check a picture, decode it and look at it; writes nothing.
 
@@ -163,6 +172,7 @@ def examine(
         where: what to name when it is refused.
         max_megapixels: a larger picture is refused by its header.
         svg_side_px: longest side that an SVG is drawn at.
+        within_px: longest side that the decoded picture is shrunk to.
     Raises:
         Refused: "not_an_image", "html_not_image", "unsupported_type", "too_many_pixels", "broken", or what
             scraper/svg.py refuses.
@@ -176,13 +186,14 @@ def examine(
         from scraper.svg import render_svg
 
         stored, suffix = render_svg(content, where, svg_side_px), "png"
+        _, size = _frames_and_size(stored, where, suffix, max_megapixels)
     else:
-        frames = _frames_within(content, where, suffix, max_megapixels)
+        frames, size = _frames_and_size(content, where, suffix, max_megapixels)
     try:
-        picture = decode(stored, where)
+        picture = decode(stored, where, within_px)
     except DataError as error:
         raise Refused("broken", str(error)) from None
-    return Examined(digest[:16], digest, suffix, stored, picture, look_at(picture), frames)
+    return Examined(digest[:16], digest, suffix, stored, picture, look_at(picture), frames, *size)
 
 
 def _no_picture(content: bytes, where: str) -> Refused:
@@ -202,8 +213,10 @@ def _no_picture(content: bytes, where: str) -> Refused:
     return Refused("not_an_image", f"{where}: begins with {shown!r}, expected a picture; leave it out.")
 
 
-def _frames_within(content: bytes, where: str, suffix: str, max_megapixels: float) -> int:
-    """How many frames a picture has, after a look at its header alone.
+def _frames_and_size(
+    content: bytes, where: str, suffix: str, max_megapixels: float
+) -> tuple[int, tuple[int, int]]:
+    """How many frames a picture has and how large it is, after a look at its header alone.
 
     Raises:
         Refused: "too_many_pixels", or "broken" when there is no header.
@@ -212,7 +225,8 @@ def _frames_within(content: bytes, where: str, suffix: str, max_megapixels: floa
         with Image.open(io.BytesIO(content)) as picture:
             megapixels = picture.width * picture.height / 1e6
             if megapixels <= max_megapixels:
-                return int(getattr(picture, "n_frames", 1)) if suffix in _ANIMATED else 1
+                frames = int(getattr(picture, "n_frames", 1)) if suffix in _ANIMATED else 1
+                return frames, picture.size
     except Image.DecompressionBombError:
         megapixels = float("inf")
     except (OSError, SyntaxError, ValueError, EOFError) as error:
@@ -250,8 +264,15 @@ def keep_picture(
     path = data_dir / "images" / f"{found.id}.{found.suffix}"
     if not path.exists() or path.stat().st_size != len(found.stored):
         _put(path, found.stored, body_path if found.stored is content else None)
-    width_px, height_px = found.picture.size
-    return Kept(found.id, f"images/{path.name}", width_px, height_px, found.look, found.sha256, found.frames)
+    return Kept(
+        id=found.id,
+        image=f"images/{path.name}",
+        width_px=found.width_px,
+        height_px=found.height_px,
+        look=found.look,
+        sha256=found.sha256,
+        frames=found.frames,
+    )
 
 
 def _put(path: Path, content: bytes, body_path: Path | None) -> None:
