@@ -14,6 +14,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from bs4 import BeautifulSoup, Tag
+from bs4.element import NavigableString
 
 from scraper.config import SourceConfig
 from scraper.cut_text import completions, is_cut, tidy
@@ -31,6 +32,7 @@ TEAM_LINK: Final = re.compile(
 _MORE_LINK: Final = re.compile(r"^\W*(?:read|continue|see|learn|view)?\W*(?:more|reading)?\W*$", re.I)
 _TITLE_CLASS: Final = re.compile(r"head(?:line|ing)|title|team-?name", re.I)
 _YEARS_ONLY: Final = re.compile(r"\W*\d{4}\W*(?:\d{2,4}|pres\w*|now)?\W*$", re.I)
+_BREAKS: Final = frozenset(("br", "p", "div", "li", "td", "tr", "h1", "h2", "h3", "h4", "h5", "h6"))
 _PAGE: Final = re.compile(r"(?:/|\.html?|\.php)$|/[^/.]+$", re.I)
 _EXPECTED: Final = {
     "index": 'links like "/nba-primary-logo/"',
@@ -142,13 +144,14 @@ def _single_cells(cell: Tag, url: str) -> Iterator[Tag]:
 def _card(cell: Tag, page_url: str) -> Card:
     image_urls = image_addresses(cell, page_url)
     named = next((found for found in map(read_file_name, image_urls) if found), None)
-    title = _title(cell)
+    heading = _heading(cell)
+    title = tidy(heading.get_text(" ")) if heading is not None else _alternative_text(cell)
     links = _team_links(cell, page_url)
     team = named.team if named else ""
     return Card(
         image_urls=image_urls,
         title=title or team.replace("-", " ").title(),
-        caption=_caption(cell, title),
+        caption=_caption(cell, heading),
         kind=named.kind if named else "",
         years=named.years if named else "",
         page_url=page_url,
@@ -159,13 +162,15 @@ def _card(cell: Tag, page_url: str) -> Card:
     )
 
 
-def _title(cell: Tag) -> str:
-    """What the heading says, or what is styled as one, or the picture's alternative text."""
-    heading = cell.find(HEADING) or cell.find(role="heading") or cell.find(class_=_TITLE_CLASS)
-    if heading is not None and tidy(heading.get_text(" ")):
-        return tidy(heading.get_text(" "))
-    alternatives = (tidy(str(image.get("alt") or "")) for image in cell.find_all("img"))
-    return next((text for text in alternatives if text), "")
+def _heading(cell: Tag) -> Tag | None:
+    """The heading, or what is styled as one."""
+    found = (cell.find(HEADING), cell.find(role="heading"), cell.find(class_=_TITLE_CLASS))
+    return next((one for one in found if one is not None and tidy(one.get_text(" "))), None)
+
+
+def _alternative_text(cell: Tag) -> str:
+    texts = (tidy(str(image.get("alt") or "")) for image in cell.find_all("img"))
+    return next((text for text in texts if text), "")
 
 
 def _named_links(link: Tag, page_url: str) -> list[str]:
@@ -188,13 +193,14 @@ def _team_links(cell: Tag, page_url: str) -> list[str]:
 
 def _text(tag: Tag) -> str:
     """The words of a paragraph, without those of links that lead on."""
-    skipped = [link for link in tag.find_all("a") if _leads_on(link)]
-    parts = [
-        str(text)
-        for text in tag.find_all(string=True)
-        if type(text).__name__ == "NavigableString" and not any(link in skipped for link in text.parents)
-    ]
-    return tidy(" ".join(parts))
+    skipped = {id(link) for link in tag.find_all("a") if _leads_on(link)}
+    parts: list[str] = []
+    for part in tag.descendants:
+        if isinstance(part, Tag):
+            parts.append(" " if part.name in _BREAKS else "")
+        elif type(part) is NavigableString and not any(id(above) in skipped for above in part.parents):
+            parts.append(part)
+    return tidy("".join(parts))
 
 
 def _leads_on(link: Tag) -> bool:
@@ -202,15 +208,19 @@ def _leads_on(link: Tag) -> bool:
     return bool(TEAM_LINK.search(words) or _MORE_LINK.match(words))
 
 
-def _caption(cell: Tag, title: str) -> str | None:
-    """The longest text that is neither the title nor only years or a link, best in a paragraph."""
+def _caption(cell: Tag, heading: Tag | None) -> str | None:
+    """The longest text beside the heading that is not only years or a link, best in a paragraph."""
+    skipped: set[int] = set()
+    if heading is not None:
+        skipped = {id(tag) for tag in (heading, *heading.parents, *heading.find_all(True))}
     for names in (["p"], ["figcaption", "dd", "blockquote", "li", "span", "div"]):
         texts = []
         for tag in cell.find_all(names):
-            linked = " ".join(tidy(link.get_text(" ")) for link in tag.find_all("a"))
-            text = "" if HEADING.match(tag.name) or tag.find(HEADING) or tag.find("img") else _text(tag)
-            is_words = text not in ("", title, linked) and not _YEARS_ONLY.match(text)
-            texts.append(text if is_words and not tag.find_parent(HEADING) else "")
+            if id(tag) in skipped or tag.find("img"):
+                continue
+            linked = tidy(" ".join(link.get_text(" ") for link in tag.find_all("a")))
+            text = _text(tag)
+            texts.append("" if text == linked or _YEARS_ONLY.match(text) else text)
         longest = max(texts, key=len, default="")
         if longest:
             return longest

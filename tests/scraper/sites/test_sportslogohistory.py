@@ -1,11 +1,14 @@
+import json
 from pathlib import Path
 
 import pytest
 
-from scraper.config import SourceConfig
+from scraper.config import ScraperConfig, SourceConfig
 from scraper.sites import Card, Found, Visit
+from scraper.sites.image_addresses import source_file
 from scraper.sites.logo_names import read_file_name
 from scraper.sites.sportslogohistory import (
+    LEAGUE_LINK,
     SportsLogoHistory,
     parse_index,
     parse_league_page,
@@ -36,6 +39,20 @@ def league(name: str) -> list[Card]:
         ("st._louis_hawks_1955.png", "st-louis-hawks", "1955", "primary"),
         ("utah_jazz_1996-2004-scaled.jpg", "utah-jazz", "1996-2004", "primary"),
         ("utah_jazz_1996-2004-1.png", "utah-jazz", "1996-2004", "primary"),
+        ("utah_jazz_1996-2004-e1588012345678.png", "utah-jazz", "1996-2004", "primary"),
+        ("utah_jazz_1996-2004@2x.png", "utah-jazz", "1996-2004", "primary"),
+        ("utah_jazz_1996-2004-150x150@2x.png", "utah-jazz", "1996-2004", "primary"),
+        ("utah_jazz_1996-2004-a-1-300x300.png", "utah-jazz", "1996-2004", "alternate"),
+        ("utah_jazz_1996-2004_alt2.png", "utah-jazz", "1996-2004", "alternate"),
+        ("utah_jazz_1996-04.png", "utah-jazz", "1996-2004", "primary"),
+        ("utah_jazz_1979–1996_w.PNG", "utah-jazz", "1979-1996", "wordmark"),
+        ("utah_jazz_1979%E2%80%931996_wordmark.png", "utah-jazz", "1979-1996", "wordmark"),
+        ("utah_jazz_2016-pres (1).png", "utah-jazz", "2016-present", "primary"),
+        ("philadelphia_76ers_1963-1977.png", "philadelphia-76ers", "1963-1977", "primary"),
+        ("san-francisco-49ers-1996-2008-a.png", "san-francisco-49ers", "1996-2008", "alternate"),
+        ("1860_munich_1995-2001.png", "1860-munich", "1995-2001", "primary"),
+        ("1995-2001_portland.png", "portland", "1995-2001", "primary"),
+        ("utah_jazz_1996-2004_anniversary.png", "utah-jazz", "1996-2004", ""),
     ],
 )
 def test_file_name_tells_team_years_and_kind(name: str, team: str, years: str, kind: str) -> None:
@@ -44,8 +61,11 @@ def test_file_name_tells_team_years_and_kind(name: str, team: str, years: str, k
     assert (found.team, found.years, found.kind) == (team, years, kind)
 
 
-def test_file_name_without_years_tells_nothing() -> None:
-    assert read_file_name(f"{UPLOADS}/crest.png") is None
+@pytest.mark.parametrize(
+    "name", ["crest.png", "IMG_20180401.png", "logo-300x300.png", "1990.png", "", "%00.png"]
+)
+def test_file_name_without_team_and_years_tells_nothing(name: str) -> None:
+    assert read_file_name(f"{UPLOADS}/{name}") is None
 
 
 def test_every_card_of_a_league_page_is_found_and_nothing_else() -> None:
@@ -116,6 +136,121 @@ def test_renditions_are_tried_from_large_to_small() -> None:
     )
 
 
+def test_cards_are_found_when_their_class_is_gone() -> None:
+    cards = league("league_articles.html")
+    assert [(card.title, card.caption, card.kind) for card in cards] == [
+        ("Denver Nuggets", "A navy mountain range.", "primary"),
+        ("Utah Jazz", "A note in navy.", "alternate"),
+        ("Boston Celtics", None, "wordmark"),
+    ]
+    assert cards[0].image_urls[0] == f"{UPLOADS}/denver_nuggets_1994-2003.png"
+    assert [card.team_url for card in cards] == [
+        f"{SITE}/denver-nuggets/",
+        f"{SITE}/utah-jazz/",
+        f"{SITE}/boston-celtics/",
+    ]
+    assert {card.licence for card in cards} == {f"{SITE}/terms/"}
+
+
+def test_picture_is_sought_at_its_origin_before_the_service_that_resizes_it() -> None:
+    nuggets, jazz, heat, magic = league("league_photon.html")
+    full = "sportslogohistory.com/wp-content/uploads/2018/04/denver_nuggets_1994-2003.png"
+    assert nuggets.image_urls[:2] == (f"https://{full}", f"https://i0.wp.com/{full}?ssl=1")
+    assert nuggets.image_urls[2].endswith("?w=800&ssl=1")
+    assert "-150x150" in nuggets.image_urls[-1]
+    assert jazz.image_urls[0] == f"{UPLOADS}/utah_jazz_2006-pres-a.png"
+    assert heat.image_urls[0] == f"{UPLOADS}/miami_heat_2000-pres.png"
+    assert magic.image_urls[0] == f"{UPLOADS}/orlando_magic_2001-2010.png"
+    assert [card.years for card in (nuggets, jazz, heat, magic)] == [
+        "1994-2003",
+        "2006-present",
+        "2000-present",
+        "2001-2010",
+    ]
+
+
+def test_renditions_and_formats_of_one_file_share_a_source_file() -> None:
+    names = (
+        "a_b_1990.png",
+        "a_b_1990-150x150.png",
+        "a_b_1990-scaled.png",
+        "a_b_1990-e1588012345678.png",
+        "a_b_1990@2x.png",
+        "A_B_1990.png?ver=3",
+        "a_b_1990.webp",
+        "a_b_1990.png.webp",
+        "a_b_1990-scaled-e1588012345678.jpg",
+    )
+    urls = [*(f"{UPLOADS}/{name}" for name in names), f"https://i2.wp.com/{UPLOADS[8:]}/a_b_1990.png?w=300"]
+    assert {source_file(url, SITE) for url in urls} == {"wp-content/uploads/2018/04/a_b_1990"}
+    assert source_file("https://elsewhere.example/a_b_1990.png", SITE) == "elsewhere.example/a_b_1990"
+    assert source_file(f"{UPLOADS}/a_b_1990-1.png", SITE) != source_file(f"{UPLOADS}/a_b_1990.png", SITE)
+    assert source_file(f"{UPLOADS}/st.john_1990.png", SITE) != source_file(
+        f"{UPLOADS}/st.paul_1990.png", SITE
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "addresses"),
+    [
+        ("/a-3x2.png 300w, /a-9x6.png 900w", ["a.png", "a-9x6.png", "a-3x2.png"]),
+        ("/a-3x2.png 1x,/a-9x6.png 2x", ["a.png", "a-9x6.png", "a-3x2.png"]),
+        ("/a-3x2.png, /a-9x6.png 2x", ["a.png", "a-9x6.png", "a-3x2.png"]),
+        ("/a.png?resize=3,2 3w,\n /a.png?resize=9,6 9w", ["a.png", "a.png?resize=9,6", "a.png?resize=3,2"]),
+        (" , /a.png", ["a.png"]),
+        ("", []),
+    ],
+)
+def test_srcset_is_read_as_browsers_do(text: str, addresses: list[str]) -> None:
+    html = f'<div class="x-cell"><img srcset="{text}"><h3>A</h3></div>'
+    assert [url.removeprefix(f"{SITE}/") for url in parse_league_page(html, SITE)[0].image_urls] == addresses
+
+
+def test_malformed_addresses_are_left_out() -> None:
+    html = (
+        '<div class="x-cell"><img data-src="http://[::1" src="https://x.example:99999999/a.png">'
+        '<a href="http://[">See Team Logos</a><h3>A</h3><p>A badge.</p></div>'
+    )
+    (card,) = parse_league_page(html, SITE)
+    assert (card.image_urls, card.team_url) == ((), "")
+
+
+def test_names_that_climb_out_of_a_folder_stay_addresses() -> None:
+    html = '<div class="x-cell"><img data-src="/up/../../../etc/passwd_1990.png"><h3>../../x</h3></div>'
+    (card,) = parse_league_page(html, SITE)
+    assert card.image_urls == (f"{SITE}/etc/passwd_1990.png",)
+    assert (card.title, card.group) == ("../../x", "passwd")
+
+
+def test_link_that_leads_on_is_no_part_of_the_caption() -> None:
+    html = (
+        '<div class="x-cell"><h3>A</h3><p>A <b>red</b>, white badge&hellip; <a href="/a/">Read more</a> '
+        '<a href="/a/">See Team Logos</a></p></div>'
+    )
+    assert parse_league_page(html, SITE)[0].caption == "A red, white badge…"
+
+
+def test_years_are_no_caption() -> None:
+    html = '<div class="x-cell"><h3>A</h3><img data-src="/a_1990.png"><p>1990 – Present</p></div>'
+    assert parse_league_page(html, SITE)[0].caption is None
+
+
+def test_page_of_deeply_nested_elements_is_read() -> None:
+    html = "<div>" * 5000 + '<div class="x-cell"><img data-src="/a_1990.png"><h3>A</h3></div>'
+    assert [card.title for card in parse_league_page(html, SITE)] == ["A"]
+
+
+def test_starting_config_visits_every_league_page() -> None:
+    """The 32 pages that seed 002 scraped, in its order."""
+    root = Path(__file__).parents[3] / "configs" / "sportslogohistory" / "data.json"
+    config = ScraperConfig.model_validate(json.loads(root.read_text(encoding="utf-8")))
+    visits = SportsLogoHistory().start(config.source)
+    assert len({visit.url for visit in visits}) == 32
+    assert visits[0].url == f"{SITE}/aaf-primary-logo/"
+    assert visits[-1].url == f"{SITE}/xfl-primary-logo/"
+    assert all(LEAGUE_LINK.search(visit.url) for visit in visits)
+
+
 def test_page_of_another_make_has_no_cards() -> None:
     assert parse_league_page("<html><body><form>Log in</form></body></html>", SITE) == []
 
@@ -135,6 +270,7 @@ def assembled(cards: list[Card]) -> tuple[tuple[Card, ...], dict[str, int]]:
 
 
 def test_cut_caption_is_completed_from_the_same_picture_of_the_team_page() -> None:
+    """Seed 002 kept 151 of 498 captions as they were, cut with "…"."""
     cards, counts = assembled(league("league_lazy.html"))
     assert cards[0].caption is not None
     assert cards[0].caption.endswith("in gold above a pick.")
