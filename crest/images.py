@@ -1,4 +1,4 @@
-"""Decode pictures and bring them to a model's shape: alpha flattened, padded square, antialiased.
+"""Decode pictures and bring them to a model's shape: upright, in sRGB, alpha flattened, padded, antialiased.
 
 Refuses to crop: a 4:1 wordmark keeps both ends. Float images are (C, H, W) in [0, 1] at this border.
 """
@@ -17,6 +17,17 @@ from crest.errors import DataError
 MAX_PIXELS = 64_000_000  # a decompression bomb is refused, not decoded
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # Pillow only warns up to twice that, so decode() counts too
 WHITE = (255, 255, 255)
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What each orientation of EXIF asks for."""
 _NOISE = 8
 """Levels that the compression of a JPEG moves a flat colour by."""
 
@@ -38,9 +49,43 @@ def decode(content: bytes, where: str, within_px: int | None = None) -> Image.Im
             size = size_within(picture.size, within_px or max(picture.size))
             picture.draft(None, size)
             picture.load()
-            return shrunk(to_plain(picture), size)
+            return _upright(shrunk(_in_srgb(picture), size), picture)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{where}: is not a whole picture ({error}); fetch it again or remove it.") from None
+
+
+def _in_srgb(picture: Image.Image) -> Image.Image:
+    """A loaded picture in plain colours, those of a profile other than sRGB translated.
+
+    A profile that cannot be used is left aside: the colours are then those that most programs show.
+    """
+    profile = picture.info.get("icc_profile")
+    if not profile or b"sRGB" in profile or "sRGB".encode("utf-16-be") in profile:
+        return to_plain(picture)
+    from PIL import ImageCms
+
+    source = picture if picture.mode in ("CMYK", "L", "RGB") else to_plain(picture)
+    alpha = source.getchannel("A") if source.mode == "RGBA" else None
+    opaque = source.convert("RGB") if alpha else source
+    try:
+        theirs = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        translated = ImageCms.profileToProfile(
+            opaque, theirs, ImageCms.createProfile("sRGB"), outputMode="RGB"
+        )
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return to_plain(picture)
+    assert translated is not None
+    if alpha:
+        translated.putalpha(alpha)
+    elif picture.has_transparency_data:  # one colour of an RGB picture stands for nothing
+        translated.putalpha(picture.convert("RGBA").getchannel("A"))
+    return translated
+
+
+def _upright(picture: Image.Image, source: Image.Image) -> Image.Image:
+    """The picture turned as the camera's note in its file asks."""
+    turn = _TURNS.get(source.getexif().get(_ORIENTATION, 1)) if "exif" in source.info else None
+    return picture if turn is None else picture.transpose(turn)
 
 
 def to_plain(picture: Image.Image) -> Image.Image:

@@ -193,6 +193,8 @@ def examine(
         picture = decode(stored, where, within_px)
     except DataError as error:
         raise Refused("broken", str(error)) from None
+    if (picture.width < picture.height) != (size[0] < size[1]):  # decode() sets upright what a camera turned
+        size = size[::-1]
     return Examined(digest[:16], digest, suffix, stored, picture, look_at(picture), frames, *size)
 
 

@@ -1,4 +1,5 @@
 import io
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -156,3 +157,89 @@ def test_any_mode_flattens_to_what_it_shows(mode: str) -> None:
     flat = images.flatten(given)
     assert flat.mode == "RGB"
     assert (flat.getpixel((0, 0)), flat.getpixel((2, 2))) == ((255, 255, 255), (0, 0, 0))
+
+
+def test_picture_is_turned_as_its_camera_noted() -> None:
+    picture = Image.new("RGB", (64, 32), "white")
+    picture.paste((200, 0, 0), (0, 0, 32, 32))  # the left half is red
+    for orientation, expected in ((1, (64, 32)), (3, (64, 32)), (6, (32, 64)), (8, (32, 64))):
+        note = Image.Exif()
+        note[0x0112] = orientation
+        for form in ("JPEG", "PNG", "WEBP"):
+            stream = io.BytesIO()
+            picture.save(stream, form, exif=note)
+            found = images.decode(stream.getvalue(), form)
+            assert found.size == expected
+            red_at = {1: (2, 2), 3: (62, 30), 6: (2, 2), 8: (2, 62)}[orientation]
+            red, green, _ = found.getpixel(red_at)  # type: ignore[misc]
+            assert red > 150
+            assert green < 60
+
+
+def profile_of(red: tuple[float, ...], green: tuple[float, ...], blue: tuple[float, ...]) -> bytes:
+    """An ICC profile of version 2 with these primaries (XYZ) and a straight tone curve, made by hand."""
+
+    def number(value: float) -> bytes:
+        return struct.pack(">i", round(value * 65536))
+
+    def colour(values: tuple[float, ...]) -> bytes:
+        return b"XYZ \0\0\0\0" + b"".join(map(number, values))
+
+    text = b"made by hand\0"
+    about = b"desc\0\0\0\0" + struct.pack(">I", len(text)) + text + bytes(78)
+    white = (0.9642, 1.0, 0.8249)
+    curve = b"curv\0\0\0\0" + struct.pack(">I", 0)
+    tags = {b"desc": about, b"wtpt": colour(white), b"rXYZ": colour(red), b"gXYZ": colour(green)}
+    tags |= {b"bXYZ": colour(blue), b"rTRC": curve, b"gTRC": curve, b"bTRC": curve}
+    table, data = b"", b""
+    start = 128 + 4 + 12 * len(tags)
+    for name, value in tags.items():
+        value += bytes(-len(value) % 4)
+        table += name + struct.pack(">II", start + len(data), len(value))
+        data += value
+    head = struct.pack(">I4sI4s4s4s", start + len(data), b"none", 0x02400000, b"mntr", b"RGB ", b"XYZ ")
+    head += bytes(12) + b"acsp" + bytes(28) + b"".join(map(number, white)) + bytes(48)
+    return head[:128] + struct.pack(">I", len(tags)) + table + data
+
+
+SRGB_PRIMARIES = ((0.4361, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971), (0.1431, 0.0606, 0.7141))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_colours_of_another_profile_are_translated(mode: str) -> None:
+    """Green for red: what a file calls (255, 0, 0) is green by its profile; a straight curve lifts grey."""
+    red, green, blue = SRGB_PRIMARIES
+    turned = profile_of(green, red, blue)
+    picture = Image.new(mode, (8, 8), (255, 0, 0) if mode == "RGB" else (255, 0, 0, 128))
+    stream = io.BytesIO()
+    picture.save(stream, "PNG", icc_profile=turned)
+    found = images.decode(stream.getvalue(), "x")
+    assert found.mode == mode
+    assert np.allclose(found.getpixel((0, 0))[:3], (0, 255, 0), atol=3)  # type: ignore[index]
+    if mode == "RGBA":
+        assert found.getpixel((0, 0))[3] == 128  # type: ignore[index]
+    grey = io.BytesIO()
+    Image.new("RGB", (8, 8), (55, 55, 55)).save(grey, "PNG", icc_profile=turned)
+    assert np.allclose(images.decode(grey.getvalue(), "x").getpixel((0, 0)), 127, atol=3)
+
+
+def test_profile_that_cannot_be_used_is_left_aside() -> None:
+    picture = Image.new("RGB", (8, 8), (10, 200, 30))
+    for profile in (b"no profile at all", profile_of(*SRGB_PRIMARIES)[:150]):
+        stream = io.BytesIO()
+        picture.save(stream, "PNG", icc_profile=profile)
+        assert images.decode(stream.getvalue(), "x").getpixel((0, 0)) == (10, 200, 30)
+
+
+def test_cmyk_and_palettes_have_the_colours_that_they_show() -> None:
+    stream = io.BytesIO()
+    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(stream, "JPEG", quality=95)
+    assert np.allclose(images.decode(stream.getvalue(), "x").getpixel((8, 8)), (255, 0, 0), atol=4)
+    palette = Image.new("P", (8, 8), 1)
+    palette.putpalette([0, 0, 0, 20, 40, 60])
+    palette.paste(0, (0, 0, 4, 8))
+    stream = io.BytesIO()
+    palette.save(stream, "PNG", transparency=0)
+    found = images.decode(stream.getvalue(), "x")
+    assert found.getpixel((0, 0))[3] == 0  # type: ignore[index]
+    assert found.getpixel((7, 7)) == (20, 40, 60, 255)
