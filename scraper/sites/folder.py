@@ -7,9 +7,10 @@ without captions are allowed.
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
@@ -28,6 +29,8 @@ PAGE_COLUMNS: Final = ("source_url", "page_url", "url")
 METADATA: Final = ("metadata.jsonl", "metadata.csv")
 TABLE_SUFFIXES: Final = (".csv", ".tsv")
 TEXT_SUFFIXES: Final = (".txt", ".caption")
+_Stat = tuple[int, int]
+"""Size and time of a file."""
 _SHOWN: Final = "a folder of pictures with metadata.jsonl, metadata.csv, a table or a .txt beside each"
 
 
@@ -57,22 +60,18 @@ class Folder:
                 found = f"holds {len(files)} files but no picture"
             raise DataError(f"{folder}: {found}, expected {_SHOWN}; correct source.path.")
         prompt = tidy(source.prompt or "")
-        cards = [(name, shelf.card(name, prompt)) for name in shelf.in_order()]
-        stats = [(name, path.stat().st_size, path.stat().st_mtime_ns) for name, path in files.items()]
-        stats += [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in tables]
+        stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in tables]
         return Listing(
-            entries=_entries(cards, files, shelf.dropped),
-            fingerprint=hash_of(stats),
-            size=len(cards) + len(shelf.dropped),
+            entries=_entries(shelf, prompt),
+            fingerprint=hash_of(files, stats),
+            size=len(shelf.pictures) + len(shelf.dropped),
         )
 
 
-def _entries(
-    cards: Sequence[tuple[str, Card]], files: Mapping[str, Path], dropped: Sequence[Drop]
-) -> Iterator[Item | Drop]:
-    for name, card in cards:
-        yield Item(card, name, reading(files[name]))
-    yield from dropped
+def _entries(shelf: _Shelf, prompt: str) -> Iterator[Item | Drop]:
+    for name in shelf.in_order():
+        yield Item(shelf.card(name, prompt), name, reading(shelf.path(name)))
+    yield from shelf.dropped
 
 
 def reading(path: Path) -> Callable[[], bytes]:
@@ -89,15 +88,22 @@ def reading(path: Path) -> Callable[[], bytes]:
     return read
 
 
-def _files(folder: Path) -> dict[str, Path]:
+def _files(folder: Path) -> dict[str, _Stat]:
     """Every file by its name within the folder, in order; hidden ones are none."""
-    found: dict[str, Path] = {}
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            path = Path(parent, name)
-            if not name.startswith(".") and path.is_file():
-                found[_composed(path.relative_to(folder).as_posix())] = path
+    found: dict[str, _Stat] = {}
+    unread = [""]
+    while unread:
+        below = unread.pop()
+        with os.scandir(folder / below) as entries:
+            for entry in entries:
+                name = f"{below}{entry.name}"
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    unread.append(f"{name}/")
+                elif entry.is_file():
+                    stat = entry.stat()
+                    found[name] = (stat.st_size, stat.st_mtime_ns)
     return dict(sorted(found.items()))
 
 
@@ -106,14 +112,14 @@ def _composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _tables(folder: Path, files: Mapping[str, Path], captions: Path | None) -> list[Path]:
+def _tables(folder: Path, files: Iterable[str], captions: Path | None) -> list[Path]:
     """Where captions stand: the table that is named, else the metadata, else any table."""
     if captions is not None:
         if not captions.is_file():
             raise DataError(f"{captions}: there is no such file, expected a table; correct source.captions.")
         return [captions]
-    metadata = [path for path in files.values() if path.name in METADATA]
-    return metadata or [path for path in files.values() if path.suffix.lower() in TABLE_SUFFIXES]
+    metadata = [name for name in files if posixpath.basename(name) in METADATA]
+    return [folder / name for name in metadata or (one for one in files if _suffix(one) in TABLE_SUFFIXES)]
 
 
 def _rows(table: Path, is_picture: Callable[[str], bool]) -> Iterator[Row]:
@@ -135,9 +141,10 @@ class _Said:
 class _Shelf:
     """The pictures of a folder and what is said of each."""
 
-    def __init__(self, folder: Path, files: Mapping[str, Path]) -> None:
-        self._folder, self._files = folder, files
-        self.pictures = {name for name in files if PurePosixPath(name).suffix.lower() in PICTURE_SUFFIXES}
+    def __init__(self, folder: Path, files: Iterable[str]) -> None:
+        self._folder = folder
+        self._files = {_composed(name): name for name in files}
+        self.pictures = {name for name in self._files if _suffix(name) in PICTURE_SUFFIXES}
         self._said: dict[str, _Said] = {}
         self._used: set[str] = set()
         self.dropped: list[Drop] = []
@@ -145,7 +152,11 @@ class _Shelf:
 
     def is_picture(self, name: str) -> bool:
         """Whether a word can only be the name of a picture."""
-        return PurePosixPath(name).suffix.lower() in PICTURE_SUFFIXES or name in self._files
+        return _suffix(name) in PICTURE_SUFFIXES or name in self._files
+
+    def path(self, name: str) -> Path:
+        """Where a picture lies."""
+        return self._folder / self._files[name]
 
     def add_all(self, rows: Iterator[Row], table: Path) -> None:
         """Note what a table says.
@@ -155,7 +166,8 @@ class _Shelf:
         """
         listed = list(rows)
         self.row_count += len(listed)
-        places = [self._place(row.name, table.parent) for row in listed]
+        beside = os.path.relpath(table.parent, self._folder)
+        places = [self._place(row.name, beside) for row in listed]
         if listed and self.pictures and not any(places):
             stripped = self._written_elsewhere([row.name for row in listed])
             if stripped is None:
@@ -171,7 +183,7 @@ class _Shelf:
                 reason = "outside_folder" if is_outside else "no_image"
                 self.dropped.append(Drop(reason, row.name or f"{row.where}: no file name"))
             else:
-                self._add(name, [self._unfolded(text, table.parent) for text in row.texts], row.others)
+                self._add(name, [self._unfolded(text, beside) for text in row.texts], row.others)
 
     def add_texts(self, *, is_all: bool) -> None:
         """Note the files of words that lie beside pictures.
@@ -179,20 +191,19 @@ class _Shelf:
         Args:
             is_all: count those that lie beside none.
         """
+        texts = [name for name in self._files if _suffix(name) in TEXT_SUFFIXES and name not in self._used]
         by_stem: dict[str, list[str]] = {}
-        for name in sorted(self.pictures):
-            by_stem.setdefault(str(PurePosixPath(name).with_suffix("")), []).append(name)
+        for name in sorted(self.pictures) if texts else ():
+            by_stem.setdefault(_stem(name), []).append(name)
             by_stem.setdefault(name, []).append(name)  # a.png.txt
-        for text_name, path in self._files.items():
-            if PurePosixPath(text_name).suffix.lower() not in TEXT_SUFFIXES or text_name in self._used:
-                continue
-            beside = by_stem.get(str(PurePosixPath(text_name).with_suffix("")), [])
+        for text in texts:
+            beside = by_stem.get(_stem(text), [])
             for name in beside:
-                self._add(name, [read_text(path)], {})
+                self._add(name, [read_text(self.path(text))], {})
             if beside or is_all:
                 self.row_count += 1
             if not beside and is_all:
-                self.dropped.append(Drop("no_image", text_name))
+                self.dropped.append(Drop("no_image", text))
 
     def in_order(self) -> list[str]:
         """The pictures, those with words first and in the order of these."""
@@ -204,19 +215,19 @@ class _Shelf:
         others = said.others
         texts = said.texts or ([prompt] if prompt else [])
         group = _first(others, GROUP_COLUMNS)
-        stem = PurePosixPath(name).with_suffix("")
+        stem = _stem(name)
         return Card(
             image_urls=(),
-            title=_first(others, ("title",)) or group or stem.name,
+            title=_first(others, ("title",)) or group or posixpath.basename(stem),
             caption=texts[0] if texts else None,
             further_captions=tuple(texts[1:]),
             kind=_first(others, ("kind",)),
             years=_first(others, ("years",)),
             page_url=_first(others, PAGE_COLUMNS),
-            group=group_name(group or str(stem)) or name,
+            group=group_name(group or stem) or name,
             licence=_first(others, ("licence", "license")),
             written_by=_first(others, ("written_by",)),
-            source_file=str(stem).lower(),
+            source_file=stem.lower(),
         )
 
     def _add(self, name: str, texts: Sequence[str], others: Mapping[str, Any]) -> None:
@@ -231,13 +242,18 @@ class _Shelf:
             if value and not said.others.get(key):
                 said.others[key] = value
 
-    def _place(self, name: str, beside: Path) -> str | None:
+    def _place(self, name: str, beside: str) -> str | None:
         """The file that a name means, relative to the table's folder or to the source's."""
         if not name:
             return None
-        for start in (beside, self._folder):
-            for spelling in (name, name.replace("\\", "/")):
-                found = _composed(Path(os.path.relpath(start / spelling, self._folder)).as_posix())
+        if _is_absolute(name):
+            name = os.path.relpath(name, self._folder)
+        for spelling in (name, name.replace("\\", "/")):
+            for start in (beside, "."):
+                found = posixpath.normpath(posixpath.join(start, spelling))
+                if found.startswith(".."):  # it may come back in by the folder's own name
+                    found = os.path.relpath(self._folder / found, self._folder)
+                found = _composed(found)
                 if found in self._files:
                     return found
         return None
@@ -251,7 +267,7 @@ class _Shelf:
                 return stripped
         return None
 
-    def _unfolded(self, text: str, beside: Path) -> str:
+    def _unfolded(self, text: str, beside: str) -> str:
         """The words themselves where a table names the file that holds them."""
         if not text.strip().lower().endswith(TEXT_SUFFIXES) or "\n" in text.strip():
             return text
@@ -262,12 +278,20 @@ class _Shelf:
         if found is None:
             return text
         self._used.add(found)
-        return read_text(self._files[found])
+        return read_text(self.path(found))
 
 
 def group_name(text: str) -> str:
     """A group's name out of any words."""
     return re.sub(r"[\W_]+", "-", text.lower()).strip("-")
+
+
+def _suffix(name: str) -> str:
+    return posixpath.splitext(name)[1].lower()
+
+
+def _stem(name: str) -> str:
+    return posixpath.splitext(name)[0]
 
 
 def _parts(name: str) -> tuple[str, ...]:

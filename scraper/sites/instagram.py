@@ -66,6 +66,7 @@ _SENTENCES: Final = (
     ),
     ("LoginException", "wants a log-in", "name a public profile, or wait"),
     ("AbortDownloadException", "turned us away", "wait some hours and run the same command again"),
+    ("ConnectionException", "could not be reached", "check the network and run the same command again"),
     ("InstaloaderException", "could not be read", "run the same command again, or update instaloader"),
     ("OSError", "could not be reached", "check the network and run the same command again"),
 )
@@ -168,7 +169,7 @@ def fetch_profile(
         told = next((rest for name, *rest in _SENTENCES if name in names), None)
         if told is None:
             raise  # our own mistake, or instaloader's
-        detail = re.sub(r"\s+", " ", str(error)).rstrip(".")[:200]
+        detail = re.sub(r"\s+", " ", str(error)).rstrip(".")[:120]
         raise FetchError(
             f"instagram.com/{profile}: {told[0]} ({detail}), expected a public profile; {told[1]}."
         ) from None

@@ -194,6 +194,7 @@ def test_interrupted_fetch_is_not_taken_for_a_whole_one(tmp_path):
         (instaloader.TooManyRequestsException("429"), "answered too many requests"),
         (instaloader.AbortDownloadException("too many requests"), "turned us away"),
         (instaloader.BadResponseException("no posts"), "could not be read"),
+        (instaloader.ConnectionException("no network"), "could not be reached"),
         (ConnectionError("no network"), "could not be reached"),
     ],
 )
