@@ -1,187 +1,332 @@
-"""Give every picture its words: the source's own where there are any, the captioner's where not.
+"""Give every picture its words: the source's own, a captioner's where they are wanted, measured colours.
 
-Own captions are never overwritten; one that is still cut with '…' is ended at its last clause or given up.
+What a source wrote is never overwritten, and every caption says who wrote it. Records are streamed; a killed
+run goes on where it was.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
+import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final
 
 from crest.config import run_command
+from crest.errors import ConfigError
 from crest.records import (
     Caption,
     Manifest,
-    Record,
     hash_of,
-    read_captions,
     read_json,
     read_manifest,
-    read_records,
-    write_captions,
+    stream_records,
     write_json,
 )
-from scraper.config import ScraperConfig
+from scraper.answers import Answer, Answers
+from scraper.config import CaptionConfig, ScraperConfig
 from scraper.harvest import told
+from scraper.lint import SharedWords, reasons_of
+from scraper.own_words import own_captions as own_captions
 
-RECORDS_BY = "python -m scraper (make scrape)"
-
-
-class Captioner(Protocol):
-    """What this step needs of crest.models.captioner."""
-
-    @property
-    def hash(self) -> str:
-        """Hash of the weights."""
-        ...
-
-    def caption(self, pictures: Any) -> list[str]:
-        """One description for each RGB picture."""
-        ...
+RECORDS_BY: Final = "python -m scraper (make scrape)"
+MENDABLE: Final = ("damaged_picture", "api_")
+"""How reasons begin that another run may do away with."""
+FINAL: Final = ("api_refused", "api_over_budget")
+_AHEAD: Final = 1000
 
 
-def own_captions(records: Sequence[Record]) -> tuple[list[Caption], Counter[str]]:
-    """The sources' own words, cut ones ended at a clause.
+@dataclass(frozen=True)
+class Voice:
+    """A captioner or a rule whose answers become captions."""
 
-    Returns:
-        captions, and how many were whole, cut_back, given_up or missing.
-    """
-    from scraper.cut_text import cut_back, is_cut, tidy
-
-    captions: list[Caption] = []
-    counts: Counter[str] = Counter(whole=0, cut_back=0, given_up=0, missing=0)
-    for record in records:
-        text = tidy(record.caption or "")
-        how = "missing" if not text else "whole"
-        if is_cut(text):
-            text = cut_back(text) or ""
-            how = "cut_back" if text else "given_up"
-        counts[how] += 1
-        if text:
-            by_model = record.written_by not in ("human", "rule")
-            origin, model = ("model", record.written_by) if by_model else (record.written_by, "")
-            captions.append(Caption(record.id, text, origin, model))
-    return captions, counts
+    recipe: str
+    origin: str
+    weight: float
+    name: str = ""
+    prompt: str = ""
 
 
-def described(
-    records: Sequence[Record], data_dir: Path, captioner: Captioner, batch_size: int
-) -> list[Caption]:
-    """The captioner's words for these pictures; an empty answer gives no caption."""
-    from tqdm import tqdm
+@dataclass
+class Tally:
+    """What is counted while captions are written."""
 
-    from crest.images import flatten, read_image
-
-    captions: list[Caption] = []
-    bar = tqdm(total=len(records), desc="caption", unit="logo", disable=None)
-    for start in range(0, len(records), batch_size):
-        batch = records[start : start + batch_size]
-        pictures = [flatten(read_image(data_dir / record.image)) for record in batch]
-        for record, text in zip(batch, captioner.caption(pictures), strict=True):
-            if text.strip():
-                captions.append(Caption(record.id, " ".join(text.split()), "model", captioner.hash))
-        bar.update(len(batch))
-    bar.close()
-    return captions
+    counts: Counter[str] = field(
+        default_factory=lambda: Counter(
+            human=0, rule=0, model=0, whole=0, cut_back=0, given_up=0, missing=0, folded=0, vague=0
+        )
+    )
+    vague: Counter[str] = field(default_factory=Counter)
+    """rule -> pictures whose heaviest caption it flags"""
+    unanswered: Counter[str] = field(default_factory=Counter)
+    """reason -> pictures that the captioner was shown in vain, for good"""
+    pictures: int = 0
+    described: int = 0
 
 
 def main(config: ScraperConfig) -> None:
-    """Write captions.jsonl, its rows in the order of the records."""
+    """Write captions.jsonl in the order of the records, and captions.json."""
+    from scraper.describe import weights_mark
+
     started = time.monotonic()
-    folder = config.data.dir
+    folder, settings = config.data.dir, config.caption
     parent = read_manifest(folder, "records", RECORDS_BY)
-    made_from = hash_of(parent.hash, config.caption.model_dump(mode="json"), _weights_mark(config))
-    path = folder / "captions.json"
-    if path.exists() and read_json(path)["details"].get("made_from") == made_from:
+    made_from = hash_of(parent.hash, settings.model_dump(mode="json"), weights_mark(settings))
+    if _is_done(folder / "captions.json", made_from):
         print(f"{folder / 'captions.jsonl'}: up to date; nothing to do.")
         return
-    records = read_records(folder / "records.jsonl")
-    captions, counts = own_captions(records)
-    known = {caption.id for caption in captions}
-    silent = [record for record in records if record.id not in known]
-    model_hash = ""
-    if silent and config.caption.weights:
-        captioner = _captioner(config)
-        model_hash = captioner.hash
-        captions += described(silent, folder, captioner, config.caption.batch_size)
-    write_all(folder, records, captions, counts, parent.hash, made_from, model_hash)
-    by_model = sum(caption.origin == "model" for caption in captions)
-    left = len(records) - len(captions)
-    print(
-        f"{folder}: {len(records):,} logos came in; {len(captions) - by_model:,} keep the source's words "
-        f"({counts['cut_back']:,} ended at a clause), {by_model:,} described by the captioner; "
-        f"dropped {left:,}: {told({'no_caption': left})}; {time.monotonic() - started:.1f} s."
-    )
-
-
-def write_all(
-    folder: Path,
-    records: Sequence[Record],
-    captions: Sequence[Caption],
-    counts: Counter[str],
-    parent_hash: str,
-    made_from: str,
-    model_hash: str,
-) -> None:
-    """Write captions.jsonl and, last, captions.json, which says that it is finished."""
-    path = folder / "captions.json"
-    path.unlink(missing_ok=True)
-    by_id = {caption.id: caption for caption in captions}
-    ordered = [by_id[record.id] for record in records if record.id in by_id]
-    write_captions(folder / "captions.jsonl", ordered)
-    by_model = sum(caption.origin == "model" for caption in ordered)
+    shared = SharedWords(caption.text for caption in _leads(folder))
+    with closing(Answers(folder)) as answers:
+        voices, failures, details = _voices(config, shared, answers)
+        tally = Tally()
+        digest = _write_lines(
+            folder,
+            _lines(_composed(folder, settings, shared, answers, voices, tally)),
+            folder / "captions.json",
+        )
+    failures.update(tally.unanswered)
+    left = tally.pictures - tally.described
     manifest = Manifest(
         kind="captions",
-        hash=captions_hash(ordered),
-        counts={**counts, "human": len(ordered) - by_model, "model": by_model},
-        dropped={"no_caption": len(records) - len(ordered)},
-        parents={"records": parent_hash, **({"captioner": model_hash} if model_hash else {})},
+        hash=digest,
+        counts=dict(tally.counts),
+        dropped={"no_caption": left},
+        parents={"records": parent.hash, **details.pop("parents", {})},
         files={"captions.jsonl": (folder / "captions.jsonl").stat().st_size},
-        details={"made_from": made_from},
+        details={
+            "made_from": made_from,
+            "vague": dict(tally.vague.most_common()),
+            "failures": dict(sorted(failures.items())),
+            **details,
+        },
     )
-    write_json(path, dataclasses.asdict(manifest))
+    write_json(folder / "captions.json", dataclasses.asdict(manifest))
+    _tell(folder, tally, failures, time.monotonic() - started)
 
 
-def captions_hash(captions: Sequence[Caption]) -> str:
-    """What captions.json names them by; they must be in the order of the records."""
-    return hash_of([dataclasses.astuple(caption) for caption in captions])
+def _tell(folder: Path, tally: Tally, failures: Counter[str], seconds: float) -> None:
+    counts, left = tally.counts, tally.pictures - tally.described
+    print(
+        f"{folder}: {tally.pictures:,} logos came in; {tally.described:,} have words: {counts['human']:,} "
+        f"captions by people ({counts['cut_back']:,} ended at a clause), {counts['model']:,} by a captioner, "
+        f"{counts['rule']:,} by rule; {counts['vague']:,} are vague ({told(tally.vague)}); "
+        f"{_failed(failures)}dropped {left:,}: {told({'no_caption': left})}; {seconds:.1f} s."
+    )
 
 
-def finished_captions(folder: Path, records_hash: str) -> tuple[list[Caption], Manifest] | None:
-    """The captions made from these very records, with their manifest; None when there are none."""
-    path = folder / "captions.json"
+def _failed(failures: Counter[str]) -> str:
+    return f"the captioner had no words for {failures.total():,} ({told(failures)}); " if failures else ""
+
+
+def _is_done(path: Path, made_from: str) -> bool:
+    """Whether captions.json was made from just this, and nothing in it may be mended by asking again."""
     if not path.exists():
-        return None
-    manifest = Manifest(**read_json(path))
-    if manifest.parents.get("records") != records_hash:
-        return None
-    return read_captions(folder / "captions.jsonl"), manifest
+        return False
+    details = read_json(path)["details"]
+    failures = details.get("failures", {})
+    mendable = [name for name in failures if name.startswith(MENDABLE) and name not in FINAL]
+    return bool(details.get("made_from") == made_from and not mendable)
 
 
-def _captioner(config: ScraperConfig) -> Captioner:
-    from crest.models.captioner import load_captioner
-    from crest.world import pick_device
-
-    assert config.caption.weights is not None
-    captioner: Captioner = load_captioner(config.caption.weights, pick_device(config.caption.device))
-    return captioner
+def _leads(folder: Path) -> Iterator[Caption]:
+    """The first of each picture's own captions."""
+    for record in stream_records(folder / "records.jsonl"):
+        yield from own_captions([record])[0][:1]
 
 
-def _weights_mark(config: ScraperConfig) -> list[object]:
-    """Changes when a run folder's weights are written again."""
-    path = Path(config.caption.weights or "") / "weights.safetensors"
-    if not config.caption.weights or not path.exists():
+def needs_words(own: Sequence[Caption], settings: CaptionConfig, shared: SharedWords) -> bool:
+    """Whether the captioner is to be shown a picture that has these captions of its own."""
+    if settings.describe == "all" or not own:
+        return True
+    return settings.describe == "vague" and all(reasons_of(caption.text, shared) for caption in own)
+
+
+def _voices(
+    config: ScraperConfig, shared: SharedWords, answers: Answers
+) -> tuple[list[Voice], Counter[str], dict[str, Any]]:
+    """Have everything asked that was not answered before.
+
+    Returns:
+        whose answers are used, reasons of pictures without one, and what the manifest says of it.
+    """
+    from tqdm import tqdm
+
+    from scraper.api_rounds import Asked
+    from scraper.describe import measure_all, palette_recipe
+
+    folder, settings = config.data.dir, config.caption
+    voices: list[Voice] = []
+    failures: Counter[str] = Counter()
+    details: dict[str, Any] = {}
+
+    def silent(recipe: str, *, is_beside: bool) -> Iterator[Asked]:
+        """Pictures without an answer; `is_beside`: those that have other words, else those that need some."""
+        records = stream_records(folder / "records.jsonl")
+        while some := list(islice(records, _AHEAD)):
+            known = answers.get(recipe, [record.id for record in some])
+            for record in some:
+                is_meant = is_beside or needs_words(own_captions([record])[0], settings, shared)
+                if is_meant and record.id not in known:
+                    yield Asked(record.id, record.image)
+
+    if settings.weights is not None or settings.route == "api":
+        asked = _Asked(config)
+        count = sum(1 for _ in silent(asked.voice.recipe, is_beside=False))
+        with tqdm(total=count, desc="caption", unit="logo", disable=None) as bar:
+            if count:
+                pictures = silent(asked.voice.recipe, is_beside=False)
+                failures += asked.describe(pictures, count, answers, bar.update)
+        voices.append(asked.voice)
+        details |= asked.details(answers)
+    if settings.palette:
+        recipe = palette_recipe()
+        count = sum(1 for _ in silent(recipe, is_beside=True))
+        with tqdm(total=count, desc="colours", unit="logo", disable=None) as bar:
+            if count:
+                measure_all(config.work, silent(recipe, is_beside=True), count, answers, folder, bar.update)
+        voices.append(Voice(recipe, "rule", settings.palette_weight))
+    return voices, failures, details
+
+
+class _Asked:
+    """The config's captioner, of ours or behind an interface."""
+
+    def __init__(self, config: ScraperConfig) -> None:
+        self._config, settings = config, config.caption
+        self._api: Any = None
+        if settings.route == "api":
+            from scraper.api_rounds import open_api
+
+            self._api, recipe = open_api(settings)
+            name, prompt = self._api.settings.model, settings.prompt
+            self._parents: dict[str, str] = {}
+        else:
+            from scraper.describe import load, recipe_of
+
+            captioner = load(settings)
+            recipe = recipe_of(captioner, settings)
+            name, prompt = str(settings.weights), captioner.prompt
+            self._parents = {"captioner": captioner.hash}
+        self.voice = Voice(recipe, "model", settings.model_weight, name, prompt)
+
+    def describe(self, pictures: Iterator[Any], count: int, answers: Answers, advance: Any) -> Counter[str]:
+        """Have pictures described; named reason -> how many were not."""
+        config = self._config
+        if self._api is not None:
+            from scraper.api_rounds import describe
+
+            return describe(self._api, self.voice.recipe, pictures, answers, config.data.dir, advance)
+        from scraper.describe import describe_all
+
+        return describe_all(config.caption, config.work, pictures, count, answers, config.data.dir, advance)
+
+    def details(self, answers: Answers) -> dict[str, Any]:
+        """What captions.json says of it."""
+        told_of = {"name": self.voice.name, "prompt": self.voice.prompt, "recipe": self.voice.recipe}
+        details: dict[str, Any] = {"captioner": told_of, "parents": self._parents}
+        if self._api is not None:
+            details["spent"] = dataclasses.asdict(answers.spent(self.voice.recipe))
+        return details
+
+
+def _composed(
+    folder: Path, settings: CaptionConfig, shared: SharedWords, answers: Answers, voices: Sequence[Voice],
+    tally: Tally,
+) -> Iterator[Caption]:  # fmt: skip
+    """All captions in the order of the records, each picture's heaviest first; counts as it goes."""
+    records = stream_records(folder / "records.jsonl")
+    while some := list(islice(records, _AHEAD)):
+        ids = [record.id for record in some]
+        heard = [(voice, answers.get(voice.recipe, ids)) for voice in voices]
+        for record in some:
+            own, counts = own_captions([record])
+            tally.counts.update(counts)
+            captions = list(own)
+            for voice, known in heard:
+                is_meant = voice.origin == "rule" or needs_words(own, settings, shared)
+                answer = known.get(record.id) if is_meant else None
+                # colours alone would describe a palette, not a logo
+                if answer is not None and (captions or voice.origin != "rule"):
+                    captions += _spoken(answer, voice, tally)
+            captions = _folded(captions, tally)
+            tally.pictures += 1
+            tally.described += bool(captions)
+            tally.counts.update(caption.origin for caption in captions)
+            found = reasons_of(captions[0].text, shared) if captions else ()
+            tally.vague.update(found)
+            tally.counts["vague"] += bool(found)
+            yield from captions
+
+
+def _spoken(answer: Answer, voice: Voice, tally: Tally) -> list[Caption]:
+    """The caption of an answer; one that ran out of tokens is ended at a clause, or given up."""
+    from scraper.cut_text import cut_back, is_cut
+
+    text, reason = answer.text, answer.reason
+    if is_cut(text):
+        text, reason = cut_back(text) or "", "cut_answer"
+    if not text:
+        tally.unanswered.update([reason] if reason else [])
         return []
-    return [path.stat().st_size, path.stat().st_mtime_ns]
+    return [Caption(answer.id, text, voice.origin, voice.name, answer.revision, voice.prompt, voice.weight)]
+
+
+def _folded(captions: list[Caption], tally: Tally) -> list[Caption]:
+    """The heaviest first, and of those that say the same only the first."""
+    ordered = sorted(captions, key=lambda caption: -caption.weight)
+    kept = {" ".join(one.text.casefold().split()).rstrip("."): one for one in reversed(ordered)}
+    tally.counts["folded"] += len(ordered) - len(kept)
+    return [caption for caption in ordered if any(caption is one for one in kept.values())]
+
+
+def _lines(captions: Iterable[Caption]) -> Iterator[str]:
+    for caption in captions:
+        yield json.dumps(dataclasses.asdict(caption), ensure_ascii=False) + "\n"
+
+
+def _write_lines(folder: Path, lines: Iterable[str], mark: Path) -> str:
+    """Write captions.jsonl whole or not at all, line by line; returns its hash.
+
+    The mark that says that it is finished goes only when the new file is there.
+    """
+    path = folder / "captions.jsonl"
+    part = path.with_name(f"{path.name}.part")
+    digest = hashlib.sha256()
+    try:
+        with part.open("wb") as stream:
+            for line in lines:
+                content = line.encode()
+                digest.update(content)
+                stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        mark.unlink(missing_ok=True)
+        part.replace(path)
+    except BaseException as error:
+        part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a full disk is told without a name
+        raise
+    return digest.hexdigest()[:16]
 
 
 def check(config: ScraperConfig) -> None:
-    """Look whether there are records."""
+    """Look whether there are records, and whether the captioner can be asked."""
     read_manifest(config.data.dir, "records", RECORDS_BY)
+    settings = config.caption
+    if settings.route == "api":
+        if settings.api is None:
+            raise ConfigError('caption.api: is null, but the route is "api"; say where the interface is.')
+        from scraper.caption_api import check_settings
+
+        check_settings(settings.api)
 
 
 if __name__ == "__main__":

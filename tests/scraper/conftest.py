@@ -215,3 +215,17 @@ def draw() -> Callable[..., Image.Image]:
 @pytest.fixture
 def as_png() -> Callable[[Image.Image], bytes]:
     return png
+
+
+@pytest.fixture
+def as_records() -> Callable[..., None]:
+    """Call with a folder and records: records.jsonl and its manifest, as if they had been scraped."""
+    from crest.records import Manifest, Record, hash_of, write_manifest, write_records
+
+    def write(folder: Path, records: list[Record]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_records(folder / "records.jsonl", records)
+        names = hash_of([(one.id, one.caption, one.further_captions) for one in records])
+        write_manifest(folder, Manifest("records", names, {"kept": len(records)}))
+
+    return write
