@@ -10,13 +10,15 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from crest.errors import DataError
 
 MAX_PIXELS = 64_000_000  # a decompression bomb is refused, not decoded
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # Pillow only warns up to twice that, so decode() counts too
 WHITE = (255, 255, 255)
+BROKEN = (OSError, SyntaxError, ValueError, RuntimeError, EOFError, Image.DecompressionBombError)
+"""What Pillow's readers raise on bytes that are no whole picture."""
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -50,7 +52,7 @@ def decode(content: bytes, where: str, within_px: int | None = None) -> Image.Im
             picture.draft(None, size)
             picture.load()
             return _upright(shrunk(_in_srgb(picture), size), picture)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except BROKEN as error:
         raise DataError(f"{where}: is not a whole picture ({error}); fetch it again or remove it.") from None
 
 

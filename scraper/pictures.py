@@ -19,7 +19,7 @@ from typing import Final
 from PIL import Image
 
 from crest.errors import DataError
-from crest.images import decode
+from crest.images import BROKEN, decode
 from scraper.likeness import Look, look_at
 from scraper.refused import Refused
 
@@ -231,7 +231,7 @@ def _frames_and_size(
                 return frames, picture.size
     except Image.DecompressionBombError:
         megapixels = float("inf")
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except BROKEN as error:
         raise Refused(
             "broken", f"{where}: is not a whole picture ({error}); fetch it again or remove it."
         ) from None
