@@ -47,10 +47,10 @@ _OTHER_MAGIC: Final = (
     (_GZIP, "gzip, and no SVG in it"),
 )
 """Pictures that Crest knows and does not read."""
-_HTML_STARTS: Final = tuple(
-    f"<{name}".encode()
-    for name in ("!doctype html", "html", "head", "body", "title", "meta", "script", "div")
+_OF_PAGES: Final = frozenset(
+    (b"html", b"head", b"body", b"title", b"meta", b"link", b"script", b"style", b"div")
 )
+"""Elements that a web page begins with."""
 _SHOWN_BYTES: Final = 24
 _PROLOG_BYTES: Final = 1 << 16
 """Comments and declarations before the root element of an SVG may be so long."""
@@ -199,8 +199,8 @@ def examine(
 
 
 def _no_picture(content: bytes, where: str) -> Refused:
-    start = _text_start(content).lstrip()
-    if start[:16].lower().startswith(_HTML_STARTS) or _root_element(content).lower() == b"html":
+    start = _text_start(content).lstrip()[:16].lower()
+    if start.startswith(b"<!doctype html") or _root_element(content).lower() in _OF_PAGES:
         return Refused("html_not_image", f"{where}: is a web page, expected a picture; leave it out.")
     other = next((name for magic, name in _OTHER_MAGIC if content.startswith(magic)), None)
     if other is None and _brands(content):
