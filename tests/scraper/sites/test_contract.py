@@ -1,4 +1,4 @@
-"""What every source keeps to, whichever it is: local ones by their Listing, web sites by saved pages."""
+"""What every source keeps to: local ones by their Listing, tables by their rows, web sites by saved pages."""
 
 import gzip
 import hashlib
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, get_args
 
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
@@ -20,10 +21,9 @@ from scraper.gather import gather
 from scraper.harvest import Drop
 from scraper.pictures import examine
 from scraper.sites import Item, Visit, local_source, web_site
+from scraper.sites.url_table import open_table
 
 PAGES = Path(__file__).parent.parent / "pages"
-IN_PARTS = {"url_table"}
-"""Read by a lane of its own, in parts: tests/scraper/sites/test_url_table.py."""
 NAMES = ("a.png", "b.png", "sub/c.png")
 STROKE = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 109 109"><path d="M10,50 L90,{}"/></svg>'
 
@@ -256,10 +256,63 @@ def test_web_site_tells_the_same_twice_and_every_card_has_a_title_and_a_group(na
     assert all(next_visit.url.startswith("https://") for next_visit in first.visits)
 
 
+def csv_table(folder: Path) -> None:
+    (folder / "a.csv").write_text(
+        "url;caption\nhttps://x.example/a.png;A red, a blue.\nhttps://x.example/b.png;B.\n"
+    )
+
+
+def jsonl_table(folder: Path) -> None:
+    rows = [{"url": f"https://x.example/{name}.png", "caption": name, "group": "g"} for name in "ab"]
+    (folder / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+
+def parquet_table(folder: Path) -> None:
+    table = pyarrow.table(
+        {"url": ["https://x.example/a.png", "https://x.example/b.png"], "caption": ["A.", None]}
+    )
+    pyarrow.parquet.write_table(table, folder / "a.parquet")
+
+
+TABLES = [csv_table, jsonl_table, parquet_table]
+
+
+@pytest.fixture(params=TABLES, ids=lambda make: make.__name__)
+def table(request, tmp_path) -> SourceConfig:
+    (tmp_path / "source").mkdir()
+    request.param(tmp_path / "source")
+    return SourceConfig(site="url_table", path=tmp_path / "source")
+
+
+def test_table_tells_the_same_twice_notices_change_and_writes_nothing(table, tmp_path):
+    before = snapshot(tmp_path)
+    first, second = open_table(table), open_table(table)
+    assert first.fingerprint == second.fingerprint
+    rows = list(first.read())
+    assert rows == list(second.read())
+    assert [row.url for row in rows] == ["https://x.example/a.png", "https://x.example/b.png"]
+    assert first.rows == len(rows)
+    assert snapshot(tmp_path) == before
+    path = next(table.path.iterdir())
+    path.rename(path.with_name(f"b{path.suffix}"))
+    assert open_table(table).fingerprint != first.fingerprint
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_missing_and_empty_tables_are_one_sentence(table, tmp_path, is_there):
+    place = tmp_path / "elsewhere"
+    if is_there:
+        place.mkdir()
+    with pytest.raises(DataError) as caught:
+        open_table(table.model_copy(update={"path": place}))
+    assert str(caught.value).startswith(f"{place}: ")
+    assert "\n" not in str(caught.value)
+
+
 def test_no_source_is_forgotten(tmp_path):
     named = set(get_args(SourceConfig.model_fields["site"].annotation))
     made = {make(Place(tmp_path / make.__name__ / "source", lambda _: _blank())) for make in LOCAL}
-    assert named == made | {name for name, *_ in SAVED} | IN_PARTS
+    assert named == made | {name for name, *_ in SAVED} | {"url_table"}
 
 
 def _blank() -> bytes:
