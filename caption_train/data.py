@@ -66,16 +66,7 @@ def read_captioned(config: CaptionDataConfig, side_px: int) -> tuple[Captioned, 
         train, val = (Captioned(part.pixels, part.captions) for part in splits)
         return train, val, splits[0].shards_hash
     records = [record for record in read_records(folder / "records.jsonl") if is_whole(record)]
-    # groups, not pictures: an era of a club that is held out must not be learned from another one
-    held_out = [
-        int(hash_of("caption", record.group), 16) % 1000 < config.val_share * 1000 for record in records
-    ]
-    sides = [
-        _read(
-            folder, [record for record, out in zip(records, held_out, strict=True) if out is wanted], side_px
-        )
-        for wanted in (False, True)
-    ]
+    sides = [_read(folder, side, side_px) for side in split_records(records, config.val_share)]
     for side, name in zip(sides, ("learn from", "hold out"), strict=True):
         if not side.captions:
             raise DataError(
@@ -83,6 +74,15 @@ def read_captioned(config: CaptionDataConfig, side_px: int) -> tuple[Captioned, 
                 "captioner needs more captioned logos, or caption with stock/captioner as it is."
             )
     return sides[0], sides[1], hash_of([record.id for record in records])
+
+
+def split_records(records: Sequence[Record], val_share: float) -> tuple[list[Record], list[Record]]:
+    """Those to learn from and those held out, by group: no era of a club is learned from another one."""
+    sides: tuple[list[Record], list[Record]] = ([], [])
+    for record in records:
+        held_out = int(hash_of("caption", record.group), 16) % 1000 < val_share * 1000
+        sides[held_out].append(record)
+    return sides
 
 
 def _read(folder: Path, records: list[Record], side_px: int) -> Captioned:

@@ -208,8 +208,15 @@ def generate(config: DemoConfig, journal: Journal) -> None:
 
 def evaluate(config: DemoConfig, journal: Journal) -> None:
     """Judge by specification, by truth and by the reference CLIP."""
+    from caption_train.config import CaptionTrainConfig
     from crest.records import write_json
-    from demo.hindsight import check_captions, judge_samples, measure_retrieval, read_truths
+    from demo.hindsight import (
+        check_captions,
+        compare_captioners,
+        judge_samples,
+        measure_retrieval,
+        read_truths,
+    )
     from demo.league import league_logos
     from eval.__main__ import main as run
     from eval.config import EvalConfig
@@ -222,8 +229,16 @@ def evaluate(config: DemoConfig, journal: Journal) -> None:
         read_truths(folder / "prompts.jsonl"),
         out / "verdicts.jsonl",
     )
-    logos = league_logos(world.seed, world.leagues, world.clubs_per_league)
+    logos = list(league_logos(world.seed, world.leagues, world.clubs_per_league))
     figures |= check_captions(folder / "data", logos, out / "captions.jsonl")
+    captioner = load_step(config, "captioner", CaptionTrainConfig)
+    figures |= compare_captioners(
+        {"stock": str(captioner.model.start), "tuned": str(captioner.run.dir)},
+        captioner.data,
+        logos,
+        out / "captions_held_out.jsonl",
+        settings.eval.device,
+    )
     clips = {name: system.clip for name, system in systems.items() if system.clip is not None}
     figures |= measure_retrieval(
         clips, folder / "data" / "shards", out / "retrieval.json", settings.eval.device

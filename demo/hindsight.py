@@ -18,6 +18,7 @@ from demo.heraldry import CHARGES, SHAPES, Specification
 from demo.wording import OTHER_NAMES
 
 if TYPE_CHECKING:
+    from caption_train.config import CaptionDataConfig
     from crest.models.clip import ClipEncoder
     from crest.pixels import Pictures
     from demo.league import Logo
@@ -130,27 +131,79 @@ def check_captions(data_dir: Path, logos: Iterable[Logo], path: Path) -> dict[st
         `captioner.captions`, how many of crests the captioner wrote, and where there are any, shares in
         [0, 1]: `captioner.<attribute>`, `captioner.all`.
     """
-    from demo.site import THUMB_PX
-
-    truths = {logo.file_name: logo.specification for logo in logos}
-    files = {
-        record.id: record.image_url.rpartition("/")[2].replace(f"-{THUMB_PX}x{THUMB_PX}", "")
-        for record in read_records(data_dir / "records.jsonl")
-    }
+    truths = _truths_by_id(data_dir, logos)
     rows: list[dict[str, Any]] = []
     for caption in read_captions(data_dir / "captions.jsonl"):
-        truth = truths.get(files.get(caption.id, ""))
+        truth = truths.get(caption.id)
         if caption.origin == "model" and truth is not None:
             rows.append({"id": caption.id, "text": caption.text, **caption_marks(caption.text, truth)})
     write_jsonl(path, rows)
     found: dict[str, float] = {"captioner.captions": len(rows)}
-    if rows:
-        for name in CAPTION_ATTRIBUTES:
-            found[f"captioner.{name}"] = sum(row[name] for row in rows) / len(rows)
-        found["captioner.all"] = sum(all(row[name] for name in CAPTION_ATTRIBUTES) for row in rows) / len(
-            rows
-        )
+    return found | (_caption_shares(rows, "captioner") if rows else {})
+
+
+def _truths_by_id(data_dir: Path, logos: Iterable[Logo]) -> dict[str, Specification]:
+    """What the pictures of a scraper's data folder show, by id; wordmarks are left out."""
+    from demo.site import THUMB_PX
+
+    truths = {logo.file_name: logo.specification for logo in logos}
+    found: dict[str, Specification] = {}
+    for record in read_records(data_dir / "records.jsonl"):
+        name = record.image_url.rpartition("/")[2].replace(f"-{THUMB_PX}x{THUMB_PX}", "")
+        truth = truths.get(name)
+        if truth is not None:
+            found[record.id] = truth
     return found
+
+
+def _caption_shares(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, float]:
+    shares = {f"{name}.{mark}": sum(row[mark] for row in rows) / len(rows) for mark in CAPTION_ATTRIBUTES}
+    whole = sum(all(row[mark] for mark in CAPTION_ATTRIBUTES) for row in rows)
+    return {**shares, f"{name}.all": whole / len(rows)}
+
+
+def compare_captioners(
+    captioners: Mapping[str, str], data: CaptionDataConfig, logos: Iterable[Logo], path: Path, device: str
+) -> dict[str, float]:
+    """Let captioners describe the crests whose clubs were held out from fine-tuning, and check what they say.
+
+    Args:
+        captioners: "stock" and "tuned" -> weights.
+        data: what the tuned one learned from; its groups decide what is held out.
+        logos: the league's logos.
+        path: where one row a caption is written.
+        device: as in a config.
+    Returns:
+        `captioner.held_out.samples`, and per captioner, in [0, 1], `captioner.held_out.<name>.<attribute>`,
+        `.all` and `.colour_word_f1` (against the human caption).
+    """
+    from caption_train.data import is_whole, split_records
+    from caption_train.words import word_scores
+    from crest.images import read_image
+    from crest.models.captioner import load_captioner
+    from crest.world import pick_device
+
+    truths = _truths_by_id(data.records, logos)
+    whole = [record for record in read_records(data.records / "records.jsonl") if is_whole(record)]
+    held_out = [record for record in split_records(whole, data.val_share)[1] if record.id in truths]
+    figures: dict[str, float] = {"captioner.held_out.samples": len(held_out)}
+    rows: list[dict[str, Any]] = []
+    if held_out:
+        pictures = [read_image(data.records / record.image) for record in held_out]
+        true = [str(record.caption) for record in held_out]
+        for name, place in captioners.items():
+            written = load_captioner(place, pick_device(device)).caption(pictures)
+            mine = [
+                {"id": record.id, "captioner": name, "text": text, **caption_marks(text, truths[record.id])}
+                for record, text in zip(held_out, written, strict=True)
+            ]
+            rows += mine
+            figures |= _caption_shares(mine, f"captioner.held_out.{name}")
+            figures[f"captioner.held_out.{name}.colour_word_f1"] = word_scores(written, true, ())[
+                "colour_word_f1"
+            ]
+    write_jsonl(path, rows)
+    return figures
 
 
 def measure_retrieval(clips: Mapping[str, str], shards: Path, path: Path, device: str) -> dict[str, float]:

@@ -12,13 +12,14 @@ WORLD_OF = {
     "clip": "crests anywhere and in many proportions, charges alone, popular schemes; broad captions "
     "(`plain_logo`, seed 1, 48,000)",
     "reference_clip": "club-like and plain crests of its own (`reference_logo`, seed 2, 40,000)",
-    "captioner": "centred plain crests (`centred_logo`, seed 3, 48,000)",
-    "prior": "the same, as embeddings of `clip`",
+    "captioner": "the pictures of `clip` with captions of what is seen (`described_logo`, seed 1, 48,000)",
+    "prior": "centred plain crests (`centred_logo`, seed 3, 48,000), as embeddings of `clip`",
     "decoder_64": "the same, with embeddings of `clip`",
 }
 FIGURES = {
     "r_at_1": "retrieval R@1 among {samples:.0f} held-out pairs",
-    "colour_words_found": "share of colour words found on held-out logos",
+    "colour_word_f1": "F1 of colour words on held-out logos",
+    "object_word_f1": "F1 of words of things",
     "drawn_to_image": "cosine of drawn to true image embedding",
     "drawn_r_at_1": "its retrieval R@1 among 256",
     "loss": "held-out loss",
@@ -81,7 +82,8 @@ def _architecture(card: dict[str, Any]) -> str:
         sketch = ", with a sketch" if spec["sketch_regions"] else ""
         network = f"dalle2-pytorch U-Net, {spec['side_px']} px, {levels} channels{sketch}"
         return f"{network}, predicts {spec['prediction']}"
-    return f"ViT-GPT2, {spec['encoder_layers']} + {spec['decoder_layers']} x {spec['width']}"
+    eyes = "convolutional stem, ViT" if spec.get("stem_channels") else "ViT"
+    return f"{eyes}-GPT2, {spec['encoder_layers']} + {spec['decoder_layers']} x {spec['width']}"
 
 
 def _parameters(path: Path) -> int:

@@ -58,6 +58,19 @@ def data(metrics: Mapping[str, Any]) -> str:
     )
 
 
+def _held_out_words(metrics: Mapping[str, Any]) -> str:
+    """How right the captioner is before and after fine-tuning, on clubs that it did not learn from."""
+    told = [
+        f"the {called} captioner names the true charge of {per_cent(metrics[f'{name}.charge'])} and has a "
+        f"colour-word F1 of {per_cent(metrics[f'{name}.colour_word_f1'])}"
+        for called, name in (
+            ("stock", "captioner.held_out.stock"),
+            ("fine-tuned", "captioner.held_out.tuned"),
+        )
+    ]
+    return f"On {metrics['captioner.held_out.samples']:,} crests of held-out clubs {', '.join(told)}."
+
+
 def _words(metrics: Mapping[str, Any]) -> str:
     """Where the captions come from, and how right the captioner's are."""
     words = (
@@ -66,6 +79,8 @@ def _words(metrics: Mapping[str, Any]) -> str:
         f"page, {metrics['counts.captions_ended_at_clause']:,} end at their last clause); "
         f"{metrics['counts.captions_model']:,} had none and were described by the fine-tuned captioner."
     )
+    if metrics.get("captioner.held_out.samples"):
+        words += f" {_held_out_words(metrics)}"
     if not metrics.get("captioner.captions"):
         return words
     shares = [

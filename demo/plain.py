@@ -1,17 +1,19 @@
 """The broad, plain worlds of the stock weights: crests on white, with plain captions.
 
-Three of them: `plain_logo` shows crests anywhere and in many proportions (what CLIP learns to read),
+Four of them: `plain_logo` shows crests anywhere and in many proportions (what CLIP learns to read),
+`described_logo` the same with captions that say what is seen (what the captioner learns to write),
 `centred_logo` crests in one plain proportion, or smaller above a line (what the prior and the decoder learn
 to draw), `reference_logo` is the other data of the independent reference CLIP, club-like drawings among them.
-No club style and no lettering in the first two, though their captions may say more than is seen; held-out
-combinations occur in none.
+No club style and no lettering but in the last, though captions of the first and third may say more than is
+seen; held-out combinations occur in none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from functools import partial
+from typing import Final, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -28,11 +30,22 @@ from demo.heraldry import (
     is_held_out,
     random_specification,
 )
-from demo.wording import Extras, Inscription, broad_caption, club_caption, pick, plain_caption
+from demo.wording import (
+    Extras,
+    Inscription,
+    broad_caption,
+    club_caption,
+    full_caption,
+    pick,
+    plain_caption,
+)
 
 _PLAIN_STREAM: Final = 1
 _REFERENCE_STREAM: Final = 2
 _CENTRED_STREAM: Final = 3
+
+Tell: TypeAlias = Callable[..., str]
+"""broad_caption or full_caption"""
 
 CHARGE_ALONE_SHARE: Final = 0.05
 SHAPE_ALONE_SHARE: Final = 0.05
@@ -58,11 +71,16 @@ class PlainLogo:
     """One picture of the plain world."""
 
     index: int
-    image: Image.Image
+    draw: Callable[[], Image.Image]
     captions: tuple[str, ...]
     """At least two wordings of the same picture."""
     specification: Specification | None
     """None where the picture shows a charge or a shape alone."""
+
+    @property
+    def image(self) -> Image.Image:
+        """The picture, drawn anew at every call."""
+        return self.draw()
 
 
 def _layout(
@@ -121,11 +139,11 @@ def _extras(rng: np.random.Generator, spec: Specification) -> Extras:
 
 
 def _told(
-    rng: np.random.Generator, spec: Specification, extras: Extras, count: int, **shown: bool
+    rng: np.random.Generator, spec: Specification, extras: Extras, count: int, tell: Tell, **shown: bool
 ) -> tuple[str, ...]:
     found: dict[str, None] = {}
     while len(found) < count:
-        found[broad_caption(rng, spec, extras, **shown)] = None
+        found[tell(rng, spec, extras, **shown)] = None
     return tuple(found)
 
 
@@ -174,37 +192,55 @@ def _centred_layout(rng: np.random.Generator, extras: Extras) -> Layout:
 
 
 def _in_part(
-    rng: np.random.Generator, index: int, spec: Specification, extras: Extras, layout: Layout, side_px: int
+    rng: np.random.Generator,
+    index: int,
+    spec: Specification,
+    extras: Extras,
+    layout: Layout,
+    side_px: int,
+    tell: Tell = broad_caption,
 ) -> PlainLogo:
     """The shape alone now and then, else the whole crest."""
     if rng.random() < SHAPE_ALONE_SHARE:
-        image = draw(spec, layout, side_px, show_charge=False)
-        return PlainLogo(index, image, _told(rng, spec, extras, 2, show_charge=False), None)
-    return PlainLogo(index, draw(spec, layout, side_px), _told(rng, spec, extras, 3), spec)
+        shape = partial(draw, spec, layout, side_px, show_charge=False)
+        return PlainLogo(index, shape, _told(rng, spec, extras, 2, tell, show_charge=False), None)
+    return PlainLogo(index, partial(draw, spec, layout, side_px), _told(rng, spec, extras, 3, tell), spec)
 
 
-def _charge_alone(rng: np.random.Generator, index: int, layout: Layout, side_px: int) -> PlainLogo:
+def _charge_alone(
+    rng: np.random.Generator, index: int, layout: Layout, side_px: int, tell: Tell = broad_caption
+) -> PlainLogo:
     """A charge without a crest, in a colour that shows."""
     spec = random_specification(rng)
     while spec.charge_colour == "white":
         spec = random_specification(rng)
-    image = draw(spec, layout, side_px, show_shape=False)
-    return PlainLogo(index, image, _told(rng, spec, Extras(), 2, show_shape=False), None)
+    charge = partial(draw, spec, layout, side_px, show_shape=False)
+    return PlainLogo(index, charge, _told(rng, spec, Extras(), 2, tell, show_shape=False), None)
 
 
-def plain_logo(seed: int, index: int, side_px: int = 64) -> PlainLogo:
-    """The logo at this place of the endless plain world of this seed."""
-    rng = np.random.default_rng([seed, _PLAIN_STREAM, index])
+def _anywhere(rng: np.random.Generator, index: int, side_px: int, tell: Tell) -> PlainLogo:
     part = rng.random()
     if part < CHARGE_READING_SHARE:
         size = rng.uniform(0.35, 0.85)
         slack = (0.96 - size) / 2
         centre = (0.5 + slack * rng.uniform(-1, 1), 0.5 + slack * rng.uniform(-1, 1))
         layout = Layout(centre=centre, width=size, height=size, charge_scale=1.0)
-        return _charge_alone(rng, index, layout, side_px)
+        return _charge_alone(rng, index, layout, side_px, tell)
     spec = _popular(rng) if part > 1 - POPULAR_SHARE else random_specification(rng)
     extras = _extras(rng, spec)
-    return _in_part(rng, index, spec, extras, _plain_layout(rng, extras), side_px)
+    return _in_part(rng, index, spec, extras, _plain_layout(rng, extras), side_px, tell)
+
+
+def plain_logo(seed: int, index: int, side_px: int = 64) -> PlainLogo:
+    """The logo at this place of the endless plain world of this seed."""
+    rng = np.random.default_rng([seed, _PLAIN_STREAM, index])
+    return _anywhere(rng, index, side_px, broad_caption)
+
+
+def described_logo(seed: int, index: int, side_px: int = 64) -> PlainLogo:
+    """The picture of `plain_logo` at this place, with captions that say what is seen and no more."""
+    rng = np.random.default_rng([seed, _PLAIN_STREAM, index])
+    return _anywhere(rng, index, side_px, full_caption)
 
 
 def centred_logo(seed: int, index: int, side_px: int = 64) -> PlainLogo:
@@ -236,7 +272,7 @@ def reference_logo(seed: int, index: int, side_px: int = 64) -> PlainLogo:
     if rng.random() < 0.4:
         layout = _layout(rng, spec, (0.5, 0.96), (0.75, 1.3))
         captions = (*_captions(rng, spec, 2), club_caption(rng, spec, outline_colour=layout.outline_colour))
-        return PlainLogo(index, draw(spec, layout, side_px), captions, spec)
+        return PlainLogo(index, partial(draw, spec, layout, side_px), captions, spec)
     # Neither white on the white ground nor a field's own colour would be seen as an outline.
     unseen = ("white", *spec.field_colours)
     outlines = ("black", "black", "navy", "silver", spec.charge_colour, *COLOURS)
@@ -257,4 +293,4 @@ def reference_logo(seed: int, index: int, side_px: int = 64) -> PlainLogo:
     wordings: dict[str, None] = {}
     while len(wordings) < 2:
         wordings[club_caption(rng, spec, outline_colour=outline, inscription=inscription)] = None
-    return PlainLogo(index, draw(spec, layout, side_px), (*wordings, *_captions(rng, spec, 1)), spec)
+    return PlainLogo(index, partial(draw, spec, layout, side_px), (*wordings, *_captions(rng, spec, 1)), spec)

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +59,33 @@ def pack(folder: Path, seed: int, count: int, logo: Callable[[int, int, int], Pl
         parents={},
         details={"world": logo.__name__, "seed": seed, "count": count},
     )
+
+
+def retell(folder: Path, source: Path, seed: int, logo: Callable[[int, int], PlainLogo]) -> None:
+    """Pack a world's pictures once more with another one's captions, unless it is there."""
+    from crest.records import read_manifest
+    from crest.shards import read_samples, write_shards
+
+    if (folder / "manifest.json").exists():
+        return
+    manifest = read_manifest(source, "shards", "python -m demo.stock")
+    held_back = manifest.counts["val"]
+    places: dict[Split, Iterator[int]] = {"train": itertools.count(held_back), "val": itertools.count()}
+    write_shards(
+        folder,
+        {split: _retold(read_samples(source, split), place, seed, logo) for split, place in places.items()},
+        samples_per_shard=4000,
+        parents={"pictures": manifest.hash},
+        details={"world": logo.__name__, "seed": seed},
+    )
+
+
+def _retold(
+    samples: Iterable[Sample], places: Iterator[int], seed: int, logo: Callable[[int, int], PlainLogo]
+) -> Iterator[Sample]:
+    for sample in samples:  # in the order in which they were drawn
+        captions = logo(seed, next(places)).captions
+        yield replace(sample, caption=captions[int(sample.id, 16) % len(captions)])
 
 
 def _samples(seed: int, indices: range, logo: Callable[[int, int, int], PlainLogo]) -> Iterator[Sample]:
@@ -138,9 +167,10 @@ def main(only: list[str]) -> None:
     """Train and export what is asked for, in the order in which one needs the other."""
     from crest.records import write_text
     from demo.model_card import model_card
-    from demo.plain import centred_logo, plain_logo, reference_logo
+    from demo.plain import centred_logo, described_logo, plain_logo, reference_logo
 
     pack(OUT / "plain" / "shards", PLAIN_SEED, PLAIN_LOGOS, plain_logo)
+    retell(OUT / "described" / "shards", OUT / "plain" / "shards", PLAIN_SEED, described_logo)
     pack(OUT / "centred" / "shards", CENTRED_SEED, CENTRED_LOGOS, centred_logo)
     pack(OUT / "reference" / "shards", REFERENCE_SEED, REFERENCE_LOGOS, reference_logo)
     for name in ROOM_OF:

@@ -160,6 +160,18 @@ def broad_caption(
     return f"{capitalised(text)}." if rng.random() < 0.6 else text
 
 
+def full_caption(
+    rng: np.random.Generator,
+    spec: Specification,
+    extras: Extras,
+    *,
+    show_shape: bool = True,
+    show_charge: bool = True,
+) -> str:
+    """Describe a plain picture at length in one sentence that says nothing but what it shows."""
+    return f"{capitalised(_at_length(rng, spec, extras, show_shape, show_charge))}."
+
+
 def _at_length(
     rng: np.random.Generator, spec: Specification, extras: Extras, show_shape: bool, show_charge: bool
 ) -> str:

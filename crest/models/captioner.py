@@ -166,7 +166,7 @@ class CaptionerModel(WritingModel):
         )
         self.start = self.end = vocabulary[END]
         self.stem = None if spec.stem_channels is None else ConvStem(spec.patch_px, spec.stem_channels)
-        self.name = None if self.stem is None else nn.Linear(self.stem.channels, len(spec.things))
+        self.name = None if self.stem is None else nn.Linear(self.stem.found, len(spec.things))
         self.things = spec.things if self.name is not None else ()
         encoder = ViTConfig(
             image_size=spec.side_px if self.stem is None else spec.side_px // spec.patch_px,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -50,7 +51,8 @@ class ConvStem(nn.Module):
         while size > 1:
             layers += [nn.Conv2d(before, channels, 3, stride=2, padding=1), _Residual(channels)]
             before, channels, size = channels, 2 * channels, size // 2
-        self.channels = before
+        self.patch_px, self.found = patch_px, before
+        self.channels = before + 3 * patch_px**2
         self.blocks = nn.Sequential(*layers, nn.GroupNorm(GROUPS, before), nn.GELU())
         self.mix = nn.Conv2d(before, before, 1)
         self.norm, self.tell = nn.LayerNorm(before), nn.Linear(before, before)
@@ -59,9 +61,11 @@ class ConvStem(nn.Module):
         """Look at images (B, 3, H, W).
 
         Returns:
-            patches (B, channels, H / patch, W / patch), each told what was found anywhere; what was found
-            anywhere, (B, channels): the strongest of each channel.
+            patches (B, channels, H / patch, W / patch): what was found there and anywhere, beside the pixels
+            as they are, because what tells a charge does not tell its colour; and what was found anywhere,
+            (B, found), the strongest of each channel.
         """
         found = F.gelu(self.mix(self.blocks(images)))
         anywhere: Tensor = self.norm(found.amax((2, 3)))
-        return found + self.tell(anywhere)[:, :, None, None], anywhere
+        told = found + self.tell(anywhere)[:, :, None, None]
+        return torch.cat((told, F.pixel_unshuffle(images, self.patch_px)), dim=1), anywhere

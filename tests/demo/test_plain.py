@@ -17,6 +17,7 @@ from demo.plain import (
     POPULAR_SHAPES,
     PlainLogo,
     centred_logo,
+    described_logo,
     plain_logo,
     plain_logos,
     reference_logo,
@@ -30,6 +31,18 @@ def test_same_seed_and_index_give_the_same_logo() -> None:
         assert one.captions == again.captions
         assert one.image.tobytes() == again.image.tobytes()
         assert one.image.tobytes() != other.image.tobytes()
+
+
+def test_described_logos_are_the_plain_ones_told_by_what_is_seen() -> None:
+    for index in range(40):
+        plain, described = plain_logo(1, index, 32), described_logo(1, index, 32)
+        assert described.image.tobytes() == plain.image.tobytes()
+        assert described.specification == plain.specification
+        for caption in described.captions:
+            assert not any(character.isdigit() or character == '"' for character in caption)
+            if described.specification is not None:
+                colours = {*described.specification.field_colours, described.specification.charge_colour}
+                assert colours <= set(colour_words(caption))
 
 
 def test_the_iterator_gives_what_random_access_gives() -> None:

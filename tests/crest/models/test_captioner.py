@@ -134,7 +134,7 @@ def test_a_stem_names_things_beside_what_is_written() -> None:
 def test_what_a_stem_sees_does_not_depend_on_the_pictures_beside_it() -> None:
     model, images = stemmed().eval(), torch.stack([flat(colour) for colour in COLOURS])
     together, alone = model.look(images)[0], model.look(images[2:3])[0]
-    assert together.shape == (6, 32, 2, 2)
+    assert together.shape == (6, 32 + 3 * 8 * 8, 2, 2)
     assert torch.allclose(together[2:3], alone, atol=1e-5)
 
 
