@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 WORK_DIR: Final = "chunks"
 _KINDS: Final = {"png": "PNG", "webp": "WEBP", "jpg": "JPEG"}
 _JPEG_QUALITY: Final = 95
+_TAGS: Final = (b"Exif", b"eXIf", b"EXIF", b"iCCP", b"ICCP", b"ICC_PROFILE")
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,8 @@ def fitted(record: Record, folder: Path, settings: PackConfig) -> bytes:
     is_itself = content_id(content) == record.id
     if not is_itself:
         _look_for_damage(record, content, where)
-    has_format = _format_of(content) == settings.format
+    # what a tag turns or a profile colours, few readers show as it is meant: decode() does, and drops both
+    has_format = _format_of(content) == settings.format and not any(tag in content for tag in _TAGS)
     longest = max(record.width_px, record.height_px)
     if is_itself and has_format and record.frames == 1 and 0 < longest <= settings.side_px:
         return content  # its bytes are those that were decoded when it was found

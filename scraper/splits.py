@@ -77,9 +77,6 @@ class Families:
 
 def families(links: Links) -> Families:
     """Merge groups that share a caption, lettering or a source file."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
     atoms, first, atom_of = np.unique(links.groups, return_index=True, return_inverse=True)
     ends: list[tuple[Numbers, Numbers]] = []
     too_common: dict[str, int] = {}
@@ -96,13 +93,20 @@ def families(links: Links) -> Families:
         linking = np.flatnonzero(is_same & ~np.repeat(is_class, counts))
         ends.append((pairs[linking, 1].astype(np.int64), pairs[linking + 1, 1].astype(np.int64)))
     left, right = (np.concatenate([np.zeros(0, np.int64), *side]) for side in zip(*ends, strict=True))
-    graph = coo_array((np.ones(len(left), bool), (left, right)), shape=(len(atoms), len(atoms)))
-    _, labels = connected_components(graph, directed=False)
-    _, leaders, family_of = np.unique(labels, return_index=True, return_inverse=True)
-    order = np.argsort(leaders)  # by first group, whatever order scipy numbers components in
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order))
-    return Families(atoms, atom_of, rank[family_of], first[leaders[order]], too_common)
+    leaders, family_of = np.unique(_joined(len(atoms), left, right), return_inverse=True)
+    return Families(atoms, atom_of, family_of, first[leaders], too_common)
+
+
+def _joined(count: int, left: Numbers, right: Numbers) -> Numbers:
+    """The lowest number that each of `count` is joined with, directly or by others (count,)."""
+    lowest = np.arange(count)
+    while True:
+        one, other = lowest[left], lowest[right]
+        if np.array_equal(one, other):
+            return lowest
+        np.minimum.at(lowest, np.maximum(one, other), np.minimum(one, other))
+        while not np.array_equal(further := lowest[lowest], lowest):
+            lowest = further
 
 
 @dataclass(frozen=True)

@@ -124,6 +124,18 @@ def test_jpg_has_full_colours_and_its_own_kind(fit):
     assert (red > 190, green < 50) == (True, True)
 
 
+def test_a_picture_that_a_tag_turns_is_packed_upright_for_readers_that_know_no_tags(fit):
+    picture = Image.new("RGB", (60, 20), "white")
+    picture.paste((200, 0, 0), (0, 0, 10, 20))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn right by 90 degrees
+    kept, image, content = fit(picture, "JPEG", packed_as="jpg", options={"exif": exif})
+    assert image != content
+    assert (kept.size, kept.getexif().get(0x0112)) == ((20, 60), None)
+    assert min(kept.getpixel((10, 2))[:1]) > 180
+    assert max(kept.getpixel((10, 2))[1:]) < 40
+
+
 def test_bytes_that_changed_since_they_were_scraped_are_damaged(fit, draw, tmp_path):
     _, _, content = fit(draw(1), "JPEG")
     path = next((tmp_path / "images").iterdir())
