@@ -92,6 +92,30 @@ def test_four_to_one_wordmark_keeps_both_ends(wordmark: Image.Image) -> None:
     assert square.getpixel((32, 4)) == (255, 255, 255)
 
 
+@pytest.mark.parametrize("noise", [0, 6])
+def test_a_card_is_padded_with_its_own_flat_ground(noise: int) -> None:
+    card = np.full((20, 60, 3), (10, 20, 90), np.uint8)
+    card[5:15, 20:40] = 255
+    card += np.random.default_rng(0).integers(0, noise + 1, card.shape, dtype=np.uint8) * (card < 200)
+    padded = np.asarray(images.square(Image.fromarray(card), 60)).astype(int)
+    assert np.abs(padded[2, 2] - (10, 20, 90)).max() <= noise
+    assert np.abs(padded[:20] - padded[40:]).max() == 0
+
+
+def test_padding_is_white_where_the_border_is_white_transparent_or_of_several_colours(
+    wordmark: Image.Image, black_logo: Image.Image
+) -> None:
+    nearly = Image.new("RGB", (60, 20), (250, 251, 252))
+    striped = Image.new("RGB", (60, 20), (0, 0, 90))
+    striped.paste((200, 0, 0), (0, 0, 30, 20))
+    seen_through = Image.new("RGBA", (60, 20), (0, 0, 90, 0))
+    wide = Image.new("RGBA", (128, 64))
+    wide.paste(black_logo, (32, 0))
+    for picture in (wordmark, nearly, striped, seen_through, wide):
+        side_px = max(picture.size)
+        assert images.square(picture, side_px).getpixel((side_px // 2, 1)) == (255, 255, 255)
+
+
 def test_upright_picture_is_centred_on_its_square() -> None:
     padded = images.pad_square(Image.new("RGB", (10, 30), (0, 0, 0)))
     dark = np.asarray(padded)[15, :, 0] == 0
