@@ -5,6 +5,7 @@ Refuses to guess: an unreadable line is skipped, and a file without a group for 
 
 from __future__ import annotations
 
+import posixpath
 import re
 from dataclasses import dataclass
 from typing import Final
@@ -27,7 +28,10 @@ class Robots:
         if not self.rules:
             return True
         parts = urlsplit(url)
-        path = unquote(parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        path = unquote(parts.path or "/")
+        if "/." in path:  # as the server will read it
+            path = f"/{posixpath.normpath(path).lstrip('/')}" + "/" * path.endswith("/")
+        path += f"?{parts.query}" if parts.query else ""
         best, is_allowed = -1, True
         for pattern, allowed in self.rules:
             longer = len(pattern) > best or (len(pattern) == best and allowed)

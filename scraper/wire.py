@@ -107,6 +107,9 @@ class Wire:
         except (HTTPError, ValueError) as error:
             raise bad_url(url, str(error)) from None
         reply = Reply(url, response, started)
+        if self._clock() - started > self.total_s:  # cut off in mid-head, which looks like its end
+            reply.close()
+            raise timed_out(url, self.total_s)
         if reply.status < 400:
             return reply
         self.spare(reply)

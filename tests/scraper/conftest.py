@@ -50,6 +50,8 @@ class Said:
     content: bytes = b""
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
+    more: tuple[tuple[str, str], ...] = ()
+    """headers of a name that is there already"""
     cut_to: int | None = None
     wait_s: float = 0.0
 
@@ -61,6 +63,8 @@ class Server:
         self.script: dict[str, list[Said]] = {}
         self.requests: Counter[str] = Counter()
         self.headers: list[tuple[str, dict[str, str]]] = []
+        self.unchanged_headers: dict[str, str] = {}
+        """what answers 304 say besides"""
         self.callers: set[Any] = set()
         self.at_once = 0
         self.most_at_once = 0
@@ -87,7 +91,7 @@ class Server:
                 if said.wait_s:
                     threading.Event().wait(said.wait_s)
                 self.send_response(said.status)
-                for name, value in said.headers.items():
+                for name, value in (*said.headers.items(), *said.more):
                     self.send_header(name, value)
                 if said.status != 304:
                     self.send_header("Content-Length", str(len(said.content)))
@@ -118,7 +122,7 @@ class Server:
             answer = said.pop(0) if len(said) > 1 else said[0]
         tag = answer.headers.get("ETag")
         if tag and headers.get("If-None-Match") == tag:
-            return Said(status=304, headers={"ETag": tag})
+            return Said(status=304, headers={"ETag": tag, **self.unchanged_headers})
         return answer
 
     def say(self, path: str, content: bytes | str, *, status: int = 200, **rest: Any) -> None:

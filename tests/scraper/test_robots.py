@@ -27,6 +27,12 @@ Disallow:
         ("/a/b.zip?x=1", True),
         ("/shop/shirts", False),
         ("/shop/logos/a.png", True),
+        ("/shop/logos/../shirts", False),
+        ("/a/../private/b", False),
+        ("/a/%2e%2e/private/b", False),
+        ("/./private/", False),
+        ("/%70rivate/a", False),
+        ("", True),
     ],
 )
 def test_longest_rule_decides(path: str, is_allowed: bool) -> None:
@@ -51,3 +57,35 @@ def test_several_agents_share_the_rules_below_them() -> None:
 
 def test_nonsense_allows_everything() -> None:
     assert parse_robots("<html>no such file</html>\nDisallow /", "crest").allows("https://x.example/x")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "matches"),
+    [
+        ("/a*b*c", "/a--b--c--", True),
+        ("/a*b*c$", "/a--b--c--", False),
+        ("/a*b*c$", "/a--b--c", True),
+        ("/*$", "/anything", True),
+        ("/a$", "/a", True),
+        ("/a$", "/ab", False),
+        ("*", "/", True),
+        ("/a*a$", "/a", False),
+        ("/a**b", "/ab", True),
+        ("$", "/", False),
+    ],
+)
+def test_wildcards(pattern: str, path: str, matches: bool) -> None:
+    robots = parse_robots(f"User-agent: *\nDisallow: {pattern}\n", "crest")
+    assert robots.allows(f"https://x.example{path}") is not matches
+
+
+def test_hostile_pattern_takes_no_time() -> None:
+    robots = parse_robots("User-agent: *\nDisallow: /" + "*a" * 2000 + "b$\n", "crest")
+    assert robots.allows("https://x.example/" + "a" * 5000)
+
+
+def test_only_the_first_half_megabyte_counts() -> None:
+    long = b"User-agent: *\nDisallow: /a\n" + b"# comment\n" * 60_000 + b"Disallow: /b\n"
+    robots = parse_robots(long, "crest")
+    assert not robots.allows("https://x.example/a")
+    assert robots.allows("https://x.example/b")
