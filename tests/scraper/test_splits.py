@@ -250,3 +250,14 @@ def test_a_hundred_thousand_pictures_take_a_moment():
     said = divide(links, found, EMPTY, PackConfig(), "data")
     again = divide(replace(links, places=1 - links.places), found, said.ledger, PackConfig(), "data")
     assert len(again.moved) == 0
+
+
+def test_a_club_whose_pictures_are_all_gone_keeps_its_split_for_new_ones():
+    """By its group alone: the pure function would say otherwise, as this split was filled by the nearest."""
+    few, said = divided(singles(5))
+    settings = DEFAULT
+    moved = [n for n in range(5) if few[f"id{n}"] != split_of(place_of(f"g{n}", settings.seed), settings)]
+    assert moved
+    successors = [(f"new{n}", f"g{n}", f"other words {n}") for n in range(5)]
+    after, _ = divided([*successors, *singles(300, 100)], ledger=said.ledger)
+    assert [after[f"new{n}"] for n in range(5)] == [few[f"id{n}"] for n in range(5)]
