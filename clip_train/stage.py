@@ -19,7 +19,7 @@ from crest.models.clip import KIND, ClipModel, ClipSpec, load_clip_model, load_p
 from crest.records import Split, hash_of
 from crest.world import World
 
-PREPROCESSING = "flatten alpha on white, pad square on its own flat ground, resize antialiased, centre and scale"
+PREPROCESSING = "flatten alpha on white, pad square on its own flat ground, resize antialiased, centre, scale"
 
 
 class ClipStage:
