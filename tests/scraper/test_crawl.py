@@ -1,16 +1,25 @@
+import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
+from crest.config import run_command
 from crest.errors import DataError, FetchError
 from crest.records import content_id, read_manifest, read_records
+from scraper.__main__ import SWITCHES, main
 from scraper.collect import check_source, collect
-from scraper.crawl import crawl, is_crawled, reach
+from scraper.config import ScraperConfig
+from scraper.crawl import crawl, reach
+from scraper.pages import keep_for_inspection
 
 
 @pytest.fixture
@@ -207,24 +216,228 @@ def test_order_of_records_is_that_of_the_page(league, server, shelf):
     assert [record.title for record in harvest.records] == [f"Club {number}" for number in range(8)]
 
 
-def test_killed_crawl_goes_on_and_fetches_nothing_twice(league, server, shelf, tmp_path):
-    league(40, wait_s=0.02)
-    config = shelf.config(fetch={"connections": 2})
+def report_of(shelf):
+    return json.loads((shelf.dir / "crawl.json").read_text(encoding="utf-8"))
+
+
+def page(name: str) -> str:
+    return (Path(__file__).parent / "pages" / name).read_text(encoding="utf-8")
+
+
+def test_record_says_where_and_when_each_picture_came_from(server, shelf, as_card, draw, as_png):
+    said = {
+        "ETag": '"7"',
+        "Last-Modified": "Wed, 21 Oct 2015 07:28:00 GMT",
+        "Link": '<https://x.example/l>; rel="license"',
+    }
+    content = as_png(draw(1))
+    server.say("/up/a_1990-w.png", content, headers=said)
+    server.say("/league-primary-logo/", as_card("a_1990-w-150x150.png", "A", "A badge."))
+    before = datetime.now(UTC).replace(microsecond=0)
+    collect(shelf.config(source={**shelf.config().source.model_dump(), "licence": "ask"}))
+    (record,) = read_records(shelf.dir / "records.jsonl")
+    assert record.sha256 == hashlib.sha256(content).hexdigest()
+    assert record.id == record.sha256[:16]
+    assert before <= datetime.fromisoformat(record.fetched_at) <= datetime.now(UTC)
+    assert record.headers == {
+        "content-type": "image/png",
+        "etag": '"7"',
+        "last-modified": "Wed, 21 Oct 2015 07:28:00 GMT",
+        "link": '<https://x.example/l>; rel="license"',
+    }
+    assert (record.licence, record.source_file) == ("https://x.example/l", "up/a_1990-w")
+    assert (record.kind, record.frames, record.written_by) == ("wordmark", 1, "human")
+
+
+def test_second_run_keeps_headers_and_time_of_what_has_not_changed(league, server, shelf):
+    league(2, headers={"ETag": '"1"'})
+    collect(shelf.config())
+    before = read_records(shelf.dir / "records.jsonl")
+    time.sleep(1.1)  # times are told in whole seconds
+    collect(shelf.config(fetch={"refresh": True}))
+    assert read_records(shelf.dir / "records.jsonl") == before
+
+
+def test_pages_and_pictures_that_ask_not_to_be_used_are_left_out_and_counted(
+    server, shelf, as_card, draw, as_png
+):
+    server.say("/up/a_1990.png", as_png(draw(1)))
+    server.say("/up/b_1990.png", as_png(draw(2)), headers={"X-Robots-Tag": "noimageai"})
+    server.say("/up/c_1990.png", as_png(draw(3)))
+    cells = as_card("a_1990.png", "A") + as_card("b_1990.png", "B")
+    server.say("/league-primary-logo/", cells)
+    shy = '<html><head><meta name="robots" content="noai"></head><body>'
+    server.say("/shy-primary-logo/", shy + as_card("c_1990.png", "C"))
+    server.say("/shyer-primary-logo/", as_card("d_1990.png", "D"), headers={"X-Robots-Tag": "noai"})
+    targets = ["league-primary-logo/", "shy-primary-logo/", "shyer-primary-logo/"]
+    source = {"site": "sportslogohistory", "url": shelf.url, "targets": targets}
+    collect(shelf.config(source=source))
+    assert report_of(shelf)["dropped"] == {"opt_out_header": 1}
+    assert report_of(shelf)["page_failures"] == {"opt_out_header": 1, "opt_out_meta": 1}
+    assert "/up/c_1990.png" not in server.requests
+    other = replace(shelf, dir=shelf.dir.with_name("other"))
+    collect(other.config(source=source, fetch={"respect_opt_out": False}))
+    assert report_of(other)["counts"]["pictures"] == 3
+
+
+def test_changed_site_is_told_with_selector_page_and_the_page_kept(server, shelf):
+    server.say("/league-primary-logo/", "<html><h1>Our new look</h1><p>All logos moved.</p></html>")
+    with pytest.raises(DataError) as failure:
+        collect(shelf.config())
+    sentence = str(failure.value)
+    assert sentence.startswith(f"{server.url}/league-primary-logo/: no card")
+    assert 'class begins with "x-cell"' in sentence
+    assert "nothing_found 1" in sentence
+    (kept,) = (shelf.dir / "inspect").iterdir()
+    assert str(kept) in sentence
+    assert kept.name.startswith("league-primary-logo-")
+    assert "Our new look" in kept.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("markup", "reason", "meaning"),
+    [
+        ("login.html", "login_page", "it asks to log in"),
+        ("wall.html", "wall_page", "it shows nothing without JavaScript or consent"),
+    ],
+)
+def test_login_and_wall_are_called_what_they_are(server, shelf, markup, reason, meaning):
+    server.say("/league-primary-logo/", page(markup))
+    with pytest.raises(DataError, match=f"{meaning}.*{reason} 1"):
+        collect(shelf.config())
+
+
+def test_redirect_to_the_login_is_counted_and_the_other_pages_are_read(
+    league, server, shelf, as_card, draw, as_png
+):
+    league(1)
+    server.say("/members-primary-logo/", "", status=302, headers={"Location": "/wp-login.php?redirect=x"})
+    server.say("/wp-login.php?redirect=x", page("login.html"))
+    targets = ["members-primary-logo/", "league-primary-logo/"]
+    collect(shelf.config(source={"site": "sportslogohistory", "url": shelf.url, "targets": targets}))
+    assert report_of(shelf)["page_failures"] == {"login_page": 1}
+    assert report_of(shelf)["counts"]["kept"] == 1
+
+
+def test_page_with_a_login_form_beside_its_cards_is_read(server, shelf, as_card, draw, as_png):
+    server.say("/up/a_1990.png", as_png(draw(1)))
+    server.say("/league-primary-logo/", page("login.html") + as_card("a_1990.png", "A"))
+    collect(shelf.config())
+    assert report_of(shelf)["counts"]["kept"] == 1
+
+
+def test_page_is_told_by_its_bytes_not_by_its_type(server, shelf, as_card, draw, as_png):
+    server.say("/up/a_1990.png", as_png(draw(1)))
+    cells = as_card("a_1990.png", "Atlético", "A rayé badge.")
+    server.say(
+        "/league-primary-logo/", cells.encode("latin-1"), headers={"Content-Type": "x; charset=latin-1"}
+    )
+    server.say("/picture-primary-logo/", as_png(draw(2)), headers={"Content-Type": "text/html"})
+    targets = ["league-primary-logo/", "picture-primary-logo/"]
+    collect(shelf.config(source={"site": "sportslogohistory", "url": shelf.url, "targets": targets}))
+    (record,) = read_records(shelf.dir / "records.jsonl")
+    assert (record.title, record.caption) == ("Atlético", "A rayé badge.")
+    assert report_of(shelf)["page_failures"] == {"not_html": 1}
+
+
+def test_names_of_inspected_pages_cannot_climb(tmp_path):
+    path = keep_for_inspection(b"x", "http://x.example/../..%2f..%2fetc/passwd\0.html", tmp_path)
+    assert path.parent == tmp_path / "inspect"
+    assert re.fullmatch(r"[a-z0-9-]+\.html", path.name)
+
+
+def test_cards_after_a_failing_one_are_kept(league, server, shelf, as_card, draw, as_png):
+    """One picture that could not be fetched ended seed 002's run, and all cards behind it were lost."""
+    league(5)
+    server.script["/up/club1_1990-1999.png"] = []
+    collect(shelf.config())
+    titles = [record.title for record in read_records(shelf.dir / "records.jsonl")]
+    assert titles == ["Club 0", "Club 2", "Club 3", "Club 4"]
+
+
+def test_same_picture_on_two_pages_is_kept_once(server, shelf, as_card, draw, as_png):
+    """Seed 002 kept a logo as often as a page showed it."""
+    for name in ("a_1990.png", "b_1990.png"):
+        server.say(f"/up/{name}", as_png(draw(1)))
+    cells = as_card("a_1990.png", "A") + as_card("a_1990.png", "A") + as_card("b_1990.png", "B")
+    server.say("/league-primary-logo/", cells)
+    collect(shelf.config())
+    assert report_of(shelf)["counts"]["kept"] == 1
+    assert report_of(shelf)["dropped"] == {"duplicate": 2}
+    assert server.requests["/up/a_1990.png"] == 1
+
+
+def test_retry_failed_visits_what_failed_and_only_that(league, server, shelf, capsys):
+    league(4)
+    good = server.script["/up/club2_1990-1999.png"]
+    server.script["/up/club2_1990-1999.png"] = []
+    server.script["/up/club3_1990-1999.png"] = []
+    source = {
+        "site": "sportslogohistory",
+        "url": shelf.url,
+        "targets": ["league-primary-logo/", "late-primary-logo/"],
+    }
+    collect(shelf.config(source=source))
+    assert report_of(shelf)["counts"]["kept"] == 2
+    server.script["/up/club2_1990-1999.png"] = good
+    server.say("/late-primary-logo/", server.script["/league-primary-logo/"][0].content.decode())
+    before = server.requests.copy()
+    capsys.readouterr()
+    collect(shelf.config(source=source, fetch={"retry_failed": True}))
+    again = server.requests - before
+    paths = ("/up/club2_1990-1999.png", "/up/club3_1990-1999.png", "/late-primary-logo/", "/robots.txt")
+    assert again == dict.fromkeys(paths, 1)
+    assert "made 3 failed visits once more (http_404 3); now 1 fail (http_404 1)" in capsys.readouterr().out
+    counts = report_of(shelf)["counts"]
+    assert (counts["kept"], counts["visits_retried"], counts["visits_still_failing"]) == (3, 3, 1)
+    assert report_of(shelf)["page_failures"] == {}
+
+
+def test_retry_failed_of_a_crawl_without_failures_asks_nothing(league, server, shelf, capsys):
+    league(2)
+    collect(shelf.config())
+    asked = server.requests.total()
+    collect(shelf.config(fetch={"retry_failed": True}))
+    assert server.requests.total() == asked
+
+
+def test_retry_failed_is_a_flag_of_the_command(league, server, shelf, tmp_path):
+    league(2)
+    good = server.script["/up/club1_1990-1999.png"]
+    server.script["/up/club1_1990-1999.png"] = []
+    (tmp_path / "config.json").write_text(shelf.config().model_dump_json(exclude={"schema_"}))
+    arguments = ["--config", str(tmp_path / "config.json")]
+    for rest, kept in (([], 1), (["--retry-failed"], 2)):
+        code = run_command("scraper", ScraperConfig, main, argv=[*arguments, *rest], switches=SWITCHES)
+        assert code == 0
+        assert len(read_records(shelf.dir / "records.jsonl")) == kept
+        server.script["/up/club1_1990-1999.png"] = good
+
+
+def test_crawl_killed_at_any_moment_loses_nothing_and_fetches_nothing_twice(league, server, shelf, tmp_path):
+    """What was in the cache when the process died, page or picture, is never asked for again."""
+    league(30, wait_s=0.01)
+    broken = "/up/club7_1990-1999.png"
+    server.script[broken] = []
+    config = shelf.config(fetch={"connections": 3})
     (tmp_path / "config.json").write_text(config.model_dump_json(exclude={"schema_"}))
     command = [sys.executable, "-m", "scraper", "--config", str(tmp_path / "config.json")]
     kills = 0
-    for enough in (12, 26):
+    asked: dict[str, int] = {}
+    for enough in (3, 14, 29):
         running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while server.requests.total() < enough and running.poll() is None:
-            time.sleep(0.005)
+            time.sleep(0.002)
         os.kill(running.pid, signal.SIGKILL)
         kills += running.wait() == -signal.SIGKILL
-    assert kills == 2
-    assert not is_crawled(config)
+        lines = (shelf.dir / "cache").glob("*/*.json")
+        kept = [json.loads(line.read_text())["url"].removeprefix(server.url) for line in lines]
+        asked = {**{path: server.requests[path] for path in kept}, **asked}
+    assert kills == 3
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    assert len(read_records(shelf.dir / "records.jsonl")) == 40
-    pictures = {path: times for path, times in server.requests.items() if path.startswith("/up/")}
-    assert len(pictures) == 40
-    # only what was in flight at a kill (two connections) may be asked for again
-    assert sum(times - 1 for times in pictures.values()) <= 2 * kills
-    assert server.requests["/league-primary-logo/"] == 1
+    assert {path: server.requests[path] for path in asked} == asked
+    assert len(asked) > 10
+    assert len(read_records(shelf.dir / "records.jsonl")) == 29
+    assert report_of(shelf)["dropped"] == {"http_404": 1}
+    bodies = server.requests.total() - server.requests["/robots.txt"]
+    assert bodies <= 31 + kills * 3  # but for what was in flight at a kill, each address once

@@ -90,3 +90,38 @@ def test_file_that_is_no_journal_is_named(tmp_path):
     (tmp_path / "j.sqlite").write_bytes(b"not a database, but long enough to be read as one" * 20)
     with pytest.raises(DataError, match=r"j\.sqlite: is no journal"):
         Frontier(tmp_path / "j.sqlite", ROOT)
+
+
+def test_failed_visits_of_a_finished_crawl_wait_again_when_told(tmp_path):
+    frontier = Frontier(tmp_path / "j.sqlite", ROOT)
+    frontier.begin(again=False)
+    frontier.add(visits("a", "b", "c"))
+    frontier.done(visits("a")[0], 1)
+    frontier.failed(visits("b")[0], "http_404")
+    frontier.begin(again=False, retry=True)
+    assert names(frontier.waiting(9)) == ["c"]  # unfinished: goes on
+    frontier.failed(visits("c")[0], "timeout")
+    frontier.finish()
+    assert frontier.retried is None
+    before = frontier.begin(again=False)
+    assert frontier.begin(again=False, retry=True) > before
+    assert names(frontier.waiting(9)) == ["b", "c"]
+    assert not frontier.is_finished
+    assert frontier.retried == {"http_404": 1, "timeout": 1}
+    frontier.done(visits("b")[0], 2)
+    frontier.close()  # killed here
+    frontier = Frontier(tmp_path / "j.sqlite", ROOT)
+    frontier.begin(again=False, retry=True)
+    assert names(frontier.waiting(9)) == ["c"]
+    assert frontier.retried == {"http_404": 1, "timeout": 1}
+
+
+def test_journal_of_an_earlier_version_is_begun_anew(tmp_path):
+    frontier = Frontier(tmp_path / "j.sqlite", ROOT)
+    frontier.add(visits("a"))
+    frontier.close()
+    base = sqlite3.connect(tmp_path / "j.sqlite")
+    base.execute("DELETE FROM notes WHERE name = 'format'")
+    base.commit()
+    base.close()
+    assert Frontier(tmp_path / "j.sqlite", ROOT).size == 0
