@@ -117,12 +117,23 @@ class ScreenConfig(Config):
     """Longer side over shorter side; pictures beyond this are kept, padded and counted."""
     kinds: tuple[str, ...] = ()
     """Kinds that are kept ("primary", "alternate", "wordmark"); empty keeps all; unknown ones stay."""
-    near_bits: int = Field(default=12, ge=0, le=32)
-    """Pictures are compared when their perceptual hashes differ in at most so many of 64 bits."""
-    duplicate_levels: float = Field(default=4.0, ge=0, le=255)
-    """Pictures whose colours differ by at most so many of 255 levels (root mean square) are the same logo."""
-    related_levels: float = Field(default=14.0, ge=0, le=255)
-    """Pictures that differ by at most so many levels are relatives: they stay, but share one split."""
+    near_levels: float = Field(default=16.0, ge=0, le=255)
+    """Pictures are compared when 16 cosine waves of their greys and colours differ by at most so many of 255
+    levels (root mean square) …"""
+    near_bits: int = Field(default=16, ge=0, le=64)
+    """… and their perceptual hashes in at most so many of 64 bits."""
+    duplicate_difference: float = Field(default=0.12, ge=0, le=2)
+    """Pictures are the same logo when, laid over each other, no window of an eighth of the logo lacks more
+    than this share of common structure, and no mean colour differs by more than 70 levels times this; the
+    lesser one is dropped."""
+    related_difference: float = Field(default=0.23, ge=0, le=2)
+    """Up to this difference pictures are relatives: they stay, but share one split."""
+
+    @model_validator(mode="after")
+    def _drops_only_relatives(self) -> ScreenConfig:
+        if self.related_difference < self.duplicate_difference:
+            raise ValueError("a related_difference that is not below duplicate_difference")
+        return self
 
 
 class ApiConfig(Config):

@@ -1,12 +1,15 @@
-"""How alike two pictures look: a 64-bit hash and a small colour picture, both of the trimmed logo.
+"""How alike two pictures look: a 64-bit hash and a small picture, both of the trimmed logo on white.
 
-The hash alone would call a red shield and a blue one the same; the colours alone cannot be searched.
-Refuses to decide anything: thresholds belong to screen.py.
+The hash finds likely pairs among many, the small picture tells whether they are the same logo. Refuses to
+decide anything: distances are twins.py's, thresholds screen.py's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import base64
+import math
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from hashlib import sha256
@@ -18,15 +21,28 @@ from PIL import Image, ImageChops, ImageOps
 
 from crest.images import flatten
 
-THUMB_PX = 16
-_HASH_PX = 32
-_BLOCK = 512
-_FAINT = 8
-_CLEAR = 40
-"""Levels that a pixel of the logo differs from its ground; the noise of a JPEG stays below."""
-_ASPECT_SLACK = 0.1
-"""Aspects this much apart, as a difference of logarithms, belong to different logos."""
+THUMB_PX: Final = 64
+"""Side of the thumb of a logo that is about as wide as high."""
+THUMB_BYTES: Final = THUMB_PX**2 * 3 // 2
+"""One grey level a cell and two colour levels for each four cells."""
+_MOST_FOLDS: Final = 2
+_HASH_PX: Final = 32
+_CANVAS: Final = 2
+"""Pixels a cell along each side, while ground is told from logo."""
+_FAINT: Final = 16
+"""Levels that a pixel differs from its ground; less is noise."""
+_GROUND: Final = 24
+"""Levels within which a pixel counts as ground, and a ground as grey."""
+_CLEAR: Final = 40
+_NOISE: Final = 0.16
+"""Share of the greatest difference that a JPEG's noise beside an edge stays below."""
+_JPEG_PX: Final = 10
+"""Pixels over which that noise reaches, most of a block of halved colours."""
+_NEAR_EDGE: Final = 0.06
+"""Share of the logo's longer side within which an edge is looked for."""
 
+GREY: Final = (0.25, 0.35, 0.4, 0.0)
+"""Shares of red, green and blue in a thumb's greys: by luminance, gold on white would hardly show."""
 
 BLANK: Final = 1
 INVISIBLE: Final = 2
@@ -37,7 +53,7 @@ LOOK_DTYPE: Final = np.dtype(
         ("mirrored", "<u8"),
         ("aspect", "<f4"),
         ("flags", "u1"),
-        ("thumb", "u1", (THUMB_PX, THUMB_PX, 3)),
+        ("thumb", "u1", (THUMB_BYTES,)),
     ]
 )
 """A look as one row of fixed size; `flags` is a sum of `BLANK` and `INVISIBLE`."""
@@ -56,7 +72,8 @@ class Look:
     aspect: float
     """width over height of the trimmed logo"""
     thumb: bytes
-    """(16, 16, 3) levels: the trimmed logo, stretched to a square so that a thin wordmark fills it too"""
+    """`THUMB_BYTES` levels of the trimmed logo: greys (rows, columns) of `grid_of(aspect)`, then red minus
+    green and blue minus green, halved and about 128, each (rows / 2, columns / 2)"""
     is_blank: bool
     """one colour only, on white"""
     is_invisible: bool
@@ -68,28 +85,98 @@ def look_at(picture: Image.Image) -> Look:
     flat = flatten(picture)
     box = _ink(flat)
     has_shape = picture.mode == "RGBA" and _has_shape(picture)
-    small = flat.resize((_HASH_PX, _HASH_PX), Image.Resampling.BOX, box=box)
-    width, height = (box[2] - box[0], box[3] - box[1]) if box else flat.size
+    left, top, right, bottom = box or (0.0, 0.0, *flat.size)
+    aspect = (right - left) / (bottom - top)
+    rows, columns = grid_of(aspect)
+    canvas = flat.resize(
+        (columns * _CANVAS, rows * _CANVAS), Image.Resampling.HAMMING, box=(left, top, right, bottom)
+    )
+    canvas = _on_white(canvas, flat.getpixel((0, 0)))
+    small = canvas.resize((_HASH_PX, _HASH_PX), Image.Resampling.BOX)
     return Look(
         pixels=sha256(repr(flat.size).encode() + flat.tobytes()).hexdigest()[:32],
         bits=perceptual_hash(small),
         mirrored_bits=perceptual_hash(ImageOps.mirror(small)),
-        aspect=width / height,
-        thumb=small.reduce(_HASH_PX // THUMB_PX).tobytes(),
+        aspect=aspect,
+        thumb=_thumb(canvas.reduce(_CANVAS)),
         is_blank=box is None,
         is_invisible=box is None and has_shape,
     )
 
 
-def _ink(flat: Image.Image) -> tuple[int, int, int, int] | None:
-    """The box of all that differs from the colour of the corner; None when nothing does."""
+def folds_of(aspect: float) -> int:
+    """How often a thumb is folded: each time twice as wide and half as high (below 0: the other way)."""
+    return max(-_MOST_FOLDS, min(_MOST_FOLDS, round(math.log2(aspect) / 2)))
+
+
+def grid_of(aspect: float) -> tuple[int, int]:
+    """Rows and columns of the thumb: a wide wordmark has as many cells as a crest, but side by side."""
+    folds = folds_of(aspect)
+    return round(THUMB_PX * 2.0**-folds), round(THUMB_PX * 2.0**folds)
+
+
+def _thumb(small: Image.Image) -> bytes:
+    levels = np.asarray(small, dtype=np.int16)
+    grey = np.asarray(small.convert("L", GREY))
+    rows, columns = grey.shape
+    colours = (levels[..., ::2] - levels[..., 1:2]).reshape(rows // 2, 2, columns // 2, 2, 2)
+    halved = np.rint(colours.mean(axis=(1, 3)) / 2 + 127.5).astype(np.uint8)
+    return bytes(grey.tobytes() + halved.transpose(2, 0, 1).tobytes())
+
+
+def _ink(flat: Image.Image) -> tuple[float, float, float, float] | None:
+    """The box of all that differs from the colour of the corner, to parts of a pixel; None when nothing does.
+
+    A JPEG's noise around an edge would move a box that begins at the first pixel that differs: the edge is
+    where the difference has risen to half of what it reaches near by.
+    """
     ground = Image.new("RGB", flat.size, flat.getpixel((0, 0)))
-    difference = ImageChops.difference(flat, ground)
-    return _box(difference, _CLEAR) or _box(difference, _FAINT)
+    red, green, blue = ImageChops.difference(flat, ground).split()
+    difference = np.asarray(ImageChops.lighter(ImageChops.lighter(red, green), blue))
+    across, down = difference.max(axis=0), difference.max(axis=1)
+    faint = max(float(_FAINT), _NOISE * float(across.max()))
+    ends = [np.flatnonzero(profile > faint) for profile in (across, down)]
+    if not all(len(found) for found in ends):
+        return None
+    side_px = max(int(found[-1] - found[0]) + 1 for found in ends)
+    reach = max(2, round(_NEAR_EDGE * side_px), min(_JPEG_PX, side_px // 8))
+    left, right = _edge(across, reach, faint), flat.width - _edge(across[::-1], reach, faint)
+    top, bottom = _edge(down, reach, faint), flat.height - _edge(down[::-1], reach, faint)
+    if right - left < 1 or bottom - top < 1:
+        return float(ends[0][0]), float(ends[1][0]), float(ends[0][-1] + 1), float(ends[1][-1] + 1)
+    return left, top, right, bottom
 
 
-def _box(difference: Image.Image, above: int) -> tuple[int, int, int, int] | None:
-    return difference.point([255 * (level > above) for level in range(256)] * 3).getbbox()
+def _edge(profile: NDArray[np.uint8], reach: int, faint: float) -> float:
+    """Where a profile of differences first rises to half of the most that it reaches within `reach`."""
+    start = int(np.argmax(profile > faint))
+    levels = np.pad(profile[start:].astype(np.float64), (0, reach - 1))
+    most = np.lib.stride_tricks.sliding_window_view(levels, reach).max(axis=1)
+    inside = levels[: len(most)]
+    at = int(np.argmax((inside >= most / 2) & (inside > faint)))
+    before = float(profile[start + at - 1]) if start + at else float(inside[at])
+    if before >= inside[at]:
+        return float(start + at)
+    return start + at + 1 - float((inside[at] - most[at] / 2) / (inside[at] - before))
+
+
+def _on_white(canvas: Image.Image, corner: Any) -> Image.Image:
+    """The canvas with a grey ground made white, as far as it reaches in from the border, and a thin rim.
+
+    So the same logo on light grey and on white looks the same. A coloured ground belongs to the logo, and so
+    does a grey one that the rest would not be seen without.
+    """
+    if max(corner) - min(corner) > _GROUND:
+        return canvas
+    from scipy import ndimage
+
+    levels = np.asarray(canvas).copy()
+    is_ground = (np.abs(levels.astype(np.int16) - np.array(corner, dtype=np.int16)) <= _GROUND).all(axis=2)
+    label, _ = ndimage.label(is_ground)
+    outer = np.unique(np.concatenate([label[0], label[-1], label[:, 0], label[:, -1]]))
+    reached = ndimage.binary_dilation(np.isin(label, outer[outer > 0]))
+    levels[reached] = 255
+    return Image.fromarray(levels) if int(levels.min()) < 255 - _CLEAR else canvas
 
 
 def _has_shape(picture: Image.Image) -> bool:
@@ -129,51 +216,18 @@ def pack_looks(looks: Sequence[Look]) -> NDArray[np.void]:
         row["bits"], row["mirrored"] = look.bits, look.mirrored_bits
         row["aspect"] = look.aspect
         row["flags"] = BLANK * look.is_blank + INVISIBLE * look.is_invisible
-        row["thumb"] = np.frombuffer(look.thumb, dtype=np.uint8).reshape(THUMB_PX, THUMB_PX, 3)
+        row["thumb"] = np.frombuffer(look.thumb, dtype=np.uint8)
     return rows
 
 
 def look_to_json(look: Look) -> dict[str, object]:
     """The look as the journal keeps it."""
     bits = {"bits": f"{look.bits:016x}", "mirrored_bits": f"{look.mirrored_bits:016x}"}
-    return {**asdict(look), **bits, "thumb": look.thumb.hex()}
+    thumb = base64.b85encode(zlib.compress(look.thumb)).decode()
+    return {**asdict(look), **bits, "thumb": thumb}
 
 
 def look_from_json(value: Mapping[str, Any]) -> Look:
     """The look that `look_to_json` wrote."""
     bits = {name: int(value[name], 16) for name in ("bits", "mirrored_bits")}
-    return Look(**{**value, **bits, "thumb": bytes.fromhex(value["thumb"])})
-
-
-def thumbs_of(looks: Sequence[Look]) -> NDArray[np.uint8]:
-    """All colour pictures, (N, 16, 16, 3)."""
-    levels = np.frombuffer(b"".join(look.thumb for look in looks), dtype=np.uint8)
-    return levels.reshape(len(looks), THUMB_PX, THUMB_PX, 3)
-
-
-def close_pairs(looks: list[Look], bits: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """For each picture the later ones of its aspect whose hash differs in at most so many bits."""
-    hashes = np.array([look.bits for look in looks], dtype=np.uint64)
-    aspects = np.log([look.aspect for look in looks])
-    for start in range(0, len(hashes), _BLOCK):
-        block = slice(start, start + _BLOCK)
-        near = np.bitwise_count(hashes[block, None] ^ hashes[None, start:]) <= bits
-        near &= np.abs(aspects[block, None] - aspects[None, start:]) <= _ASPECT_SLACK
-        for row in range(len(near)):
-            later = np.flatnonzero(near[row, row + 1 :]) + row + 1
-            if later.size:
-                yield start + row, later + start
-
-
-def colour_distances(thumb: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """How far a picture's colours are from those of others: root mean square, in levels of 255.
-
-    Args:
-        thumb: (16, 16, 3).
-        others: (N, 16, 16, 3).
-    Returns:
-        distances (N,).
-    """
-    difference = (others.astype(np.float64) - thumb).reshape(len(others), -1)
-    distances: NDArray[np.float64] = np.sqrt((difference**2).mean(axis=1))
-    return distances
+    return Look(**{**value, **bits, "thumb": zlib.decompress(base64.b85decode(value["thumb"]))})

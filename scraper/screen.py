@@ -57,7 +57,7 @@ class Candidates:
     flags: NDArray[np.uint8]
     """these five as in `likeness.LOOK_DTYPE`"""
     thumbs: Thumbs
-    """indexes (n,) -> thumbs (n, 16, 16, 3), from memory or from files"""
+    """indexes (n,) -> thumbs (n, THUMB_BYTES), from memory or from files"""
 
     def __len__(self) -> int:
         return len(self.content)
@@ -152,12 +152,12 @@ def _without_twins(
 
     In a crowd not every pair is seen at once: it is thinned out until no more is dropped.
     """
+    looks = Looks(candidates.bits, candidates.mirrored, candidates.aspect, candidates.thumbs)
     links: list[NDArray[np.int64]] = []
     while len(alive) > 1:
-        related = max(settings.related_levels, settings.duplicate_levels)
-        pairs = find_pairs(_looks_of(candidates, alive), related, settings.near_bits)
+        pairs = find_pairs(looks.some(alive), settings)
         links.append(np.stack([alive[pairs.one], alive[pairs.other]]))
-        is_same = pairs.levels <= settings.duplicate_levels
+        is_same = pairs.difference <= settings.duplicate_difference
         lost = np.zeros(len(alive), dtype=bool)
         same = zip(pairs.one[is_same], pairs.other[is_same], pairs.is_mirrored[is_same], strict=True)
         for one, other, is_mirrored in same:  # in rising order of `one`: it is settled when its turn comes
@@ -170,16 +170,6 @@ def _without_twins(
             break
     _hand_on(twin)
     return links
-
-
-def _looks_of(candidates: Candidates, indexes: NDArray[np.int64]) -> Looks:
-    """The columns that a search needs, of some of the pictures."""
-    return Looks(
-        candidates.bits[indexes],
-        candidates.mirrored[indexes],
-        candidates.aspect[indexes],
-        lambda rows: candidates.thumbs(indexes[rows]),
-    )
 
 
 def _hand_on(twin: NDArray[np.int64]) -> None:

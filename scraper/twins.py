@@ -1,13 +1,13 @@
-"""Find the pairs of pictures that look alike among very many, without comparing all with all.
+"""Which of very many pictures show the same logo: likely pairs by a tree, then each pair compared.
 
-A picture's place is 16 of its thumb's cosine frequencies: an orthonormal projection, which never lengthens a
-distance, so that a tree over the places misses no pair within the limit. Refuses to decide what a pair means:
-that belongs to screen.py.
+Two renditions of one logo differ by a shift, a stretch, a blur and a little colour; two crests with another
+charge or lettering differ in structure somewhere. So a pair is aligned first, and then judged by the window
+where it agrees least. Refuses to decide what a pair means: that belongs to screen.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Final
@@ -15,7 +15,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from scraper.likeness import THUMB_PX
+from scraper.config import ScreenConfig
+from scraper.likeness import GREY, folds_of, grid_of
 
 CROWD: Final = 64
 """Pictures with more neighbours than this (one placeholder in a thousand renditions) are compared with the
@@ -23,24 +24,22 @@ nearest of them, in places."""
 _ASPECT_SLACK: Final = 0.1
 """Aspects this much apart, as a difference of logarithms, belong to different logos."""
 _CHUNK: Final = 4096
-_ROUNDING: Final = 1.0
+_PAIRS_AT_ONCE: Final = 128
+_ROUNDS: Final = 3
+_FURTHEST: Final = 0.15
+"""How far an alignment may shift or stretch, as a share of the logo's half side."""
+_STILL: Final = 25.0
+"""Squared levels of noise a cell that keep an alignment without structure where it is."""
+_WINDOW: Final = 8
+"""Cells along each side of a window: an eighth of a crest for its greys, a quarter for its colours."""
+_FAINT: Final = 20.0
+"""Levels of contrast below which a window has no structure to compare."""
+_COLOUR_SCALES: Final = ((8, 70.0), (4, 150.0))
+"""Cells along each side of a window of the colours, and the levels between the mean colours of two of them
+that count as much as having no structure in common."""
+Floats = NDArray[np.float32]
 Thumbs = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
-"""indexes (n,) -> thumbs (n, 16, 16, 3)"""
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Pictures that look alike, each pair once."""
-
-    one: NDArray[np.int64]
-    other: NDArray[np.int64]
-    """the later of the two"""
-    levels: NDArray[np.float32]
-    """how far their colours are apart: root mean square, in levels of 255"""
-    is_mirrored: NDArray[np.bool_]
-    """they are alike when one of them is seen in a mirror"""
-    is_crowded: bool
-    """some picture had more than `CROWD` neighbours, so that pairs may be missing"""
+"""indexes (n,) -> thumbs (n, THUMB_BYTES)"""
 
 
 @dataclass(frozen=True)
@@ -52,101 +51,256 @@ class Looks:
     aspect: NDArray[np.float32]
     thumbs: Thumbs
 
+    def some(self, indexes: NDArray[np.int64]) -> Looks:
+        """The same of some of the pictures."""
+        return Looks(
+            self.bits[indexes],
+            self.mirrored[indexes],
+            self.aspect[indexes],
+            lambda rows: self.thumbs(indexes[rows]),
+        )
 
-def find_pairs(looks: Looks, within_levels: float, within_bits: int) -> Pairs:
-    """Every pair of like aspect whose colours and whose hashes are near, straight or in a mirror.
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pictures that look alike, each pair once, in rising order of `one`, then `other`."""
+
+    one: NDArray[np.int64]
+    other: NDArray[np.int64]
+    """the later of the two"""
+    difference: Floats
+    """what the worst window does not have in common: 0 nothing, 1 all of it"""
+    is_mirrored: NDArray[np.bool_]
+    """they are alike when one of them is seen in a mirror"""
+    is_crowded: bool
+    """some picture had more than `CROWD` neighbours, so that pairs may be missing"""
+
+
+def find_pairs(looks: Looks, settings: ScreenConfig) -> Pairs:
+    """Every pair whose difference is within `related_difference`, among those that are near at first sight.
+
+    Near are pictures of like aspect whose greys and colours in 16 cosine waves are within `near_levels` and
+    whose hashes are within `near_bits`. The waves are an orthonormal projection of the thumb, so that the
+    tree over them misses no pair.
 
     Args:
         looks: in an order that does not depend on how the pictures came, for crowds.
-        within_levels: limit of the distance between thumbs.
-        within_bits: limit of the distance between hashes, of 64.
+        settings: the thresholds.
     """
+    found: list[tuple[NDArray[np.int64], Floats, bool]] = []
+    is_crowded = False
+    folds = np.array([folds_of(aspect) for aspect in np.unique(looks.aspect)], dtype=np.int8)
+    folds = folds[np.searchsorted(np.unique(looks.aspect), looks.aspect)]
+    for fold in np.unique(folds):
+        members = np.flatnonzero(folds == fold)
+        for near, is_mirrored, is_crowd in _near(looks.some(members), int(fold), settings):
+            is_crowded |= is_crowd
+            pairs = members[near]
+            difference = _differences(looks, pairs, is_mirrored)
+            close = difference <= settings.related_difference
+            found.append((pairs[:, close], difference[close], is_mirrored))
+    return _once_each(found, is_crowded)
+
+
+def _near(looks: Looks, fold: int, settings: ScreenConfig) -> Iterator[tuple[NDArray[np.int64], bool, bool]]:
+    """(pairs (2, M), is_mirrored, is_crowded) of pictures that are near at first sight, chunk by chunk."""
     from scipy.spatial import cKDTree
 
     count = len(looks.bits)
-    places = _places(looks)
+    places = _places(looks, fold)
     aspects = np.log(looks.aspect)
     tree = cKDTree(places)
-    radius = within_levels * np.sqrt(3.0 * THUMB_PX**2) + _ROUNDING
-    found: list[tuple[NDArray[np.int64], NDArray[np.float32], bool]] = []
-    is_crowded = False
     for start in range(0, count, _CHUNK):
         rows = np.arange(start, min(start + _CHUNK, count))
         for is_mirrored in (False, True):
             asked = places[rows] * _mirror_signs() if is_mirrored else places[rows]
-            _, near = tree.query(asked, k=min(CROWD + 1, count), distance_upper_bound=radius)
+            _, near = tree.query(
+                asked, k=min(CROWD + 1, count), distance_upper_bound=settings.near_levels + 1e-3
+            )
             near = near.reshape(len(rows), -1)
-            is_crowded |= bool((near[:, CROWD:] < count).any())
             row, column = np.nonzero((near < count) & (near != rows[:, None]))
             one, other = rows[row], near[row, column]
             hashes = looks.mirrored if is_mirrored else looks.bits
-            alike = np.bitwise_count(hashes[one] ^ looks.bits[other]) <= within_bits
+            alike = np.bitwise_count(hashes[one] ^ looks.bits[other]) <= settings.near_bits
             alike &= np.abs(aspects[one] - aspects[other]) <= _ASPECT_SLACK
             pairs = np.stack([np.minimum(one, other), np.maximum(one, other)])[:, alike]
-            pairs = np.unique(pairs, axis=1)
-            levels = _levels(looks.thumbs, pairs, is_mirrored)
-            found.append((pairs[:, levels <= within_levels], levels[levels <= within_levels], is_mirrored))
-    return _once_each(found, is_crowded)
+            yield np.unique(pairs, axis=1), is_mirrored, bool((near[:, CROWD:] < count).any())
 
 
-def _once_each(found: list[tuple[NDArray[np.int64], NDArray[np.float32], bool]], is_crowded: bool) -> Pairs:
+def _once_each(found: list[tuple[NDArray[np.int64], Floats, bool]], is_crowded: bool) -> Pairs:
     """Each pair was met from both of its ends, and a symmetric one in the mirror too: the nearest stays."""
-    pairs = np.concatenate([pairs for pairs, _, _ in found], axis=1)
-    levels = np.concatenate([levels for _, levels, _ in found])
-    mirrored = np.concatenate([np.full(len(levels), is_mirrored) for _, levels, is_mirrored in found])
-    order = np.lexsort((mirrored, levels, pairs[1], pairs[0]))
-    pairs, levels, mirrored = pairs[:, order], levels[order], mirrored[order]
-    first = np.ones(len(levels), dtype=bool)
+    pairs = np.concatenate([np.zeros((2, 0), np.int64), *(pairs for pairs, _, _ in found)], axis=1)
+    difference = np.concatenate([np.zeros(0, np.float32), *(levels for _, levels, _ in found)])
+    mirrored = np.concatenate(
+        [np.zeros(0, bool), *(np.full(len(levels), is_mirrored) for _, levels, is_mirrored in found)]
+    )
+    order = np.lexsort((mirrored, difference, pairs[1], pairs[0]))
+    pairs, difference, mirrored = pairs[:, order], difference[order], mirrored[order]
+    first = np.ones(len(difference), dtype=bool)
     first[1:] = (pairs[:, 1:] != pairs[:, :-1]).any(axis=0)
-    return Pairs(pairs[0, first], pairs[1, first], levels[first], mirrored[first], is_crowded)
+    return Pairs(pairs[0, first], pairs[1, first], difference[first], mirrored[first], is_crowded)
 
 
-def _levels(thumbs: Thumbs, pairs: NDArray[np.int64], is_mirrored: bool) -> NDArray[np.float32]:
-    levels = np.empty(pairs.shape[1], dtype=np.float32)
-    for start in range(0, pairs.shape[1], _CHUNK):
-        some = pairs[:, start : start + _CHUNK]
-        one, other = thumbs(some[0]), thumbs(some[1])
-        difference = (one[:, :, ::-1] if is_mirrored else one).astype(np.float32) - other
-        levels[start : start + _CHUNK] = np.sqrt((difference.reshape(len(one), -1) ** 2).mean(axis=1))
-    return levels
+def _differences(looks: Looks, pairs: NDArray[np.int64], is_mirrored: bool) -> Floats:
+    difference = np.empty(pairs.shape[1], dtype=np.float32)
+    for start in range(0, pairs.shape[1], _PAIRS_AT_ONCE):
+        some = pairs[:, start : start + _PAIRS_AT_ONCE]
+        if some.shape[1]:
+            grid = grid_of(float(looks.aspect[some[0, 0]]))
+            one = Picture.of(looks.thumbs(some[0]), grid)
+            other = Picture.of(looks.thumbs(some[1]), grid)
+            difference[start : start + _PAIRS_AT_ONCE] = differences(
+                one.mirrored() if is_mirrored else one, other
+            )
+    return difference
 
 
-def _places(looks: Looks) -> NDArray[np.float32]:
-    """The place of each picture, (N, 16)."""
-    basis, count = _basis(), len(looks.bits)
-    places = np.empty((count, basis.shape[0]), dtype=np.float32)
+@dataclass(frozen=True)
+class Picture:
+    """Thumbs of one grid, unpacked; everything is measured from white, so that nothing lies outside."""
+
+    grey: Floats
+    """(n, rows, columns) levels, 0 for white"""
+    colour: Floats
+    """(n, 3, rows / 2, columns / 2): the greys again, and red and blue against green"""
+
+    @staticmethod
+    def of(thumbs: NDArray[np.uint8], grid: tuple[int, int]) -> Picture:
+        """Unpack thumbs (n, THUMB_BYTES) of one grid."""
+        rows, columns = grid
+        count = len(thumbs)
+        grey = thumbs[:, : rows * columns].reshape(count, rows, columns).astype(np.float32) - 255
+        chroma = thumbs[:, rows * columns :].reshape(count, 2, rows // 2, columns // 2)
+        halves = grey.reshape(count, rows // 2, 2, columns // 2, 2).mean(axis=(2, 4))
+        return Picture(grey, np.concatenate([halves[:, None], 2 * (chroma.astype(np.float32) - 128)], axis=1))
+
+    def mirrored(self) -> Picture:
+        """Left and right exchanged."""
+        return Picture(self.grey[:, :, ::-1], self.colour[..., ::-1])
+
+
+def differences(one: Picture, other: Picture) -> Floats:
+    """What the worst window of each pair does not have in common, after one is laid over the other; (n,).
+
+    The larger of two answers: one minus the correlation of the greys, which a blur hardly changes and other
+    lettering does; and the distance of the mean colours.
+    """
+    place = _aligned(one.colour, other.colour)
+    mine, theirs = _smooth(_moved(one.grey[:, None], place))[:, 0], _smooth(other.grey[:, None])[:, 0]
+    mean_one, mean_other = _windows(mine), _windows(theirs)
+    spread_one = np.maximum(_windows(mine * mine) - mean_one**2, 0) + _FAINT**2
+    spread_other = np.maximum(_windows(theirs * theirs) - mean_other**2, 0) + _FAINT**2
+    common = _windows(mine * theirs) - mean_one * mean_other + _FAINT**2
+    structure = (1 - common / np.sqrt(spread_one * spread_other)).max(axis=(1, 2))
+    apart = _moved(one.colour, place) - other.colour
+    green = apart[:, 0] - GREY[0] * apart[:, 1] - GREY[2] * apart[:, 2]
+    apart = np.stack([apart[:, 1] + green, green, apart[:, 2] + green], axis=1)
+    colour = [
+        np.abs(np.stack([_windows(apart[:, channel], cells) for channel in range(3)])).max(axis=(0, 2, 3))
+        / scale
+        for cells, scale in _COLOUR_SCALES
+    ]
+    larger: Floats = np.maximum.reduce([structure, *colour]).astype(np.float32)
+    return larger
+
+
+def _aligned(one: Floats, other: Floats) -> Floats:
+    """How `one` (n, C, H, W) must be stretched and shifted to lie on `other`: (n, 4), across, then down.
+
+    A few rounds of Gauss-Newton on smoothed pictures.
+    """
+    count, _, rows, columns = one.shape
+    place = np.zeros((count, 4), dtype=np.float32)
+    across = ((np.arange(columns, dtype=np.float32) + 0.5) / columns * 2 - 1)[None, None, None]
+    down = ((np.arange(rows, dtype=np.float32) + 0.5) / rows * 2 - 1)[None, None, :, None]
+    mine, theirs = _smooth(one), _smooth(other)
+    for _ in range(_ROUNDS):
+        moved = _moved(mine, place)
+        between = np.pad((moved + theirs) / 2, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge")
+        to_right = (between[:, :, 1:-1, 2:] - between[:, :, 1:-1, :-2]) * (columns / 4)
+        to_bottom = (between[:, :, 2:, 1:-1] - between[:, :, :-2, 1:-1]) * (rows / 4)
+        slopes = np.stack([to_right * across, to_right, to_bottom * down, to_bottom], axis=1)
+        slopes = slopes.reshape(count, 4, -1)
+        misfit = (theirs - moved).reshape(count, -1, 1)
+        normal = slopes @ slopes.transpose(0, 2, 1)
+        normal += np.eye(4, dtype=np.float32) * (_STILL * slopes.shape[2])
+        moved_on = place + np.linalg.solve(normal, slopes @ misfit)[..., 0]
+        place = np.clip(moved_on, -_FURTHEST, _FURTHEST).astype(np.float32)
+    return place
+
+
+def _moved(pictures: Floats, place: Floats) -> Floats:
+    """Pictures (n, C, H, W) stretched and shifted; what comes from outside is 0."""
+    rows, columns = pictures.shape[2:]
+    down, across = _weights(place[:, 2:], rows), _weights(place[:, :2], columns)
+    moved = down[:, None] @ pictures @ across[:, None].transpose(0, 1, 3, 2)
+    return moved.astype(np.float32, copy=False)
+
+
+def _weights(place: Floats, cells: int) -> Floats:
+    """Matrices (n, cells, cells) that interpolate along one side."""
+    centres = ((np.arange(cells, dtype=np.float32) + 0.5) / cells * 2 - 1)[None]
+    source = (centres * (1 + place[:, :1]) + place[:, 1:] + 1) / 2 * cells - 0.5
+    weights: Floats = np.maximum(0, 1 - np.abs(source[..., None] - np.arange(cells))).astype(np.float32)
+    return weights
+
+
+def _smooth(pictures: Floats) -> Floats:
+    """A blur of one cell along both sides, so that slopes can be trusted."""
+    padded = np.pad(pictures, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge")
+    down = (padded[:, :, :-2] + 2 * padded[:, :, 1:-1] + padded[:, :, 2:]) / 4
+    smooth = (down[..., :-2] + 2 * down[..., 1:-1] + down[..., 2:]) / 4
+    return smooth.astype(np.float32, copy=False)
+
+
+def _windows(cells: Floats, side: int = _WINDOW) -> Floats:
+    """The mean of every window of (n, H, W)."""
+    size = min(side, *cells.shape[1:])
+    sums = np.pad(cells, ((0, 0), (1, 0), (1, 0))).astype(np.float64).cumsum(axis=1).cumsum(axis=2)
+    inner = sums[:, size:, size:] - sums[:, :-size, size:] - sums[:, size:, :-size] + sums[:, :-size, :-size]
+    means: Floats = (inner / size**2).astype(np.float32)
+    return means
+
+
+def _places(looks: Looks, fold: int) -> Floats:
+    """The place of each picture: 16 waves, in levels (root mean square over the thumb)."""
+    count = len(looks.bits)
+    grid = grid_of(4.0**fold)
+    grey_waves, colour_waves = _waves(grid, _GREY), _waves((grid[0] // 2, grid[1] // 2), _COLOUR)
+    places = np.empty((count, len(_across())), dtype=np.float32)
     for start in range(0, count, _CHUNK):
         rows = np.arange(start, min(start + _CHUNK, count))
-        places[rows] = looks.thumbs(rows).reshape(len(rows), -1).astype(np.float32) @ basis.T
+        thumbs = looks.thumbs(rows).astype(np.float32)
+        cells = grid[0] * grid[1]
+        parts = [thumbs[:, :cells] @ grey_waves.T / np.sqrt(cells)]
+        for half in np.split(thumbs[:, cells:], 2, axis=1):
+            parts.append(half @ colour_waves.T / np.sqrt(cells / 4))
+        places[rows] = np.concatenate(parts, axis=1)
     return places
 
 
-_GREY: Final = (0, 1, 2, 3)
-_COLOUR: Final = (0, 1)
-
-
-def _frequencies() -> list[tuple[int, int, int]]:
-    """(across, down, colour axis): ten of the greys, three of each of the two colour axes."""
-    axes = ((0, _GREY), (1, _COLOUR), (2, _COLOUR))
-    return [
-        (total - down, down, axis) for axis, totals in axes for total in totals for down in range(total + 1)
-    ]
+_GREY: Final = tuple((total - down, down) for total in range(4) for down in range(total + 1))
+_COLOUR: Final = ((0, 0), (1, 0), (0, 1))
 
 
 @cache
-def _basis() -> NDArray[np.float32]:
-    """Orthonormal rows (16, 768): cosine waves over the thumb, along grey, red-blue and green-purple."""
-    samples = np.arange(THUMB_PX) + 0.5
-    waves = np.cos(np.pi / THUMB_PX * np.arange(max(_GREY) + 1)[:, None] * samples)
-    waves /= np.linalg.norm(waves, axis=1, keepdims=True)
-    colours = np.array([(1, 1, 1), (1, 0, -1), (1, -2, 1)]) / np.sqrt([[3], [2], [6]])
-    rows = [
-        np.einsum("h,w,c->hwc", waves[v], waves[u], colours[axis]).ravel() for u, v, axis in _frequencies()
-    ]
+def _waves(grid: tuple[int, int], frequencies: tuple[tuple[int, int], ...]) -> Floats:
+    """Orthonormal cosine waves over a grid, flattened; frequencies are (across, down)."""
+
+    def wave(frequency: int, cells: int) -> NDArray[np.float64]:
+        samples = np.cos(np.pi / cells * frequency * (np.arange(cells) + 0.5))
+        unit: NDArray[np.float64] = samples / np.linalg.norm(samples)
+        return unit
+
+    rows = [np.outer(wave(down, grid[0]), wave(across, grid[1])).ravel() for across, down in frequencies]
     return np.array(rows, dtype=np.float32)
 
 
+def _across() -> list[int]:
+    return [across for across, _ in (*_GREY, *_COLOUR, *_COLOUR)]
+
+
 @cache
-def _mirror_signs() -> NDArray[np.float32]:
+def _mirror_signs() -> Floats:
     """What a mirror does to a place: waves that are odd across change their sign."""
-    return np.array([(-1) ** across for across, _, _ in _frequencies()], dtype=np.float32)
+    return np.array([(-1) ** across for across in _across()], dtype=np.float32)

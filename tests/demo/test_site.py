@@ -180,7 +180,7 @@ def test_scraper_reads_the_whole_site(site, tmp_path, capsys):
         "data": {"dir": tmp_path},
         "source": {"site": "sportslogohistory", "url": site.url},
         "fetch": fetch,
-        "screen": {"duplicate_levels": 0, "related_levels": 0},
+        "screen": {"duplicate_difference": 0, "related_difference": 0},
     }
     collect(ScraperConfig.model_validate(values))
     report = json.loads((tmp_path / "crawl.json").read_text())

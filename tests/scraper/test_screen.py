@@ -101,10 +101,17 @@ def test_other_colours_are_no_duplicates_and_no_relatives(run):
     assert {record.group for record in kept} == {"g0", "g1"}
 
 
-def test_relatives_stay_but_share_a_group(run):
+def test_other_letters_are_no_duplicates_and_no_relatives(run):
     kept, dropped = run((shield("red", "A"), {}), (shield("red", "B"), {}))
     assert dropped == {}
-    assert {record.group for record in kept} == {"g0"}
+    assert {record.group for record in kept} == {"g0", "g1"}
+
+
+def test_relatives_stay_but_share_a_group(run, draw):
+    smaller = draw(0, 240).resize((200, 200), Image.Resampling.LANCZOS)
+    kept, dropped = run((smaller, {}), (draw(0, 240), {}), (draw(1, 240), {}), duplicate_difference=0.0)
+    assert dropped == {}
+    assert kept[0].group == kept[1].group != kept[2].group
 
 
 def test_order_of_the_source_stays(run, draw):
