@@ -49,12 +49,17 @@ def _behind(address: IPv6Address) -> IPv4Address | None:
     return None
 
 
-def resolve(host: str, port: int) -> list[str]:
+def resolve(host: str, port: int, *, asks: bool = True) -> list[str]:
     """The addresses of a name, in the resolver's order; 0x7f.1 and 2130706433 are spellings of 127.0.0.1.
 
+    Args:
+        host: name or address.
+        port: of the connection that is to be made.
+        asks: ask for names; otherwise a name is no such name.
     Raises:
         OSError: there is no such name.
         UnicodeError: it cannot be a name.
     """
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    flags = 0 if asks else socket.AI_NUMERICHOST
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
     return list(dict.fromkeys(str(address[0]) for *_, address in found))

@@ -6,9 +6,11 @@ in between. Connections to a proxy are not made here: a proxy may be a machine o
 
 from __future__ import annotations
 
+import contextlib
 import socket
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Final
+from urllib.parse import urlsplit
 
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
@@ -30,7 +32,7 @@ def guarded_pools(allow_hosts: Collection[str], total_s: float) -> dict[str, typ
         allow_hosts: names that may lead to addresses that are not public.
         total_s: seconds within which the head of an answer must have come.
     """
-    allowed = frozenset(host.lower().strip("[]") for host in allow_hosts)
+    allowed = _named(allow_hosts)
     deadlines = Deadlines()
 
     class Guarded(HTTPConnection):
@@ -58,6 +60,31 @@ def guarded_pools(allow_hosts: Collection[str], total_s: float) -> dict[str, typ
     return {"http": Pool, "https": TlsPool}
 
 
+def refuse_private_spelling(url: str, allow_hosts: Collection[str]) -> None:
+    """Check an address that a proxy will connect to, as far as that can be done without resolving its name.
+
+    Raises:
+        Refused: "private_address".
+    """
+    host = urlsplit(url).hostname or ""
+    with contextlib.suppress(OSError, UnicodeError):
+        _refuse_private(url, host, resolve(host, 80, asks=False), _named(allow_hosts))
+
+
+def _named(allow_hosts: Collection[str]) -> frozenset[str]:
+    return frozenset(host.lower().strip("[]") for host in allow_hosts)
+
+
+def _refuse_private(shown: str, host: str, found: Iterable[str], allowed: Collection[str]) -> None:
+    private = [] if host.lower() in allowed else [address for address in found if not is_public(address)]
+    if private:
+        raise Refused(
+            "private_address",
+            f"{shown}: leads to the private address {private[0]}, expected a public one; "
+            "leave it out or add its host to fetch.allow_hosts.",
+        )
+
+
 def _connected(connection: HTTPConnection, allowed: Collection[str]) -> socket.socket:
     """A socket to the first address of the connection's host that answers, once all of them were checked."""
     host, port = connection.host.strip("[]"), connection.port
@@ -67,13 +94,7 @@ def _connected(connection: HTTPConnection, allowed: Collection[str]) -> socket.s
         found = resolve(host, port)[:_MOST_ADDRESSES]
     except (OSError, UnicodeError) as error:
         raise Unreachable(url, getattr(error, "strerror", None) or str(error)) from None
-    private = [] if host.lower() in allowed else [address for address in found if not is_public(address)]
-    if private:
-        raise Refused(
-            "private_address",
-            f"{url[2:]}: leads to the private address {private[0]}, expected a public one; "
-            "leave it out or add its host to fetch.allow_hosts.",
-        )
+    _refuse_private(url[2:], host, found, allowed)
     why = "no address"
     for address in found:
         try:

@@ -52,6 +52,9 @@ def reach(config: ScraperConfig) -> Fetcher:
     """
     fetcher = Fetcher(config.fetch, cache_of(config))
     fetcher.meet(config.source.root_url)
+    host = urlsplit(config.source.root_url).hostname
+    if not config.fetch.contact and host not in config.fetch.allow_hosts:
+        print(f"{host}: is asked without a contact; name one in fetch.contact, so that it can reach you.")
     return fetcher
 
 

@@ -25,7 +25,7 @@ from requests.adapters import HTTPAdapter
 from crest.errors import ConfigError
 from scraper.cache import Cache, CachedAnswer
 from scraper.config import FetchConfig
-from scraper.connections import guarded_pools
+from scraper.connections import guarded_pools, refuse_private_spelling
 from scraper.opt_out import header_opt_out
 from scraper.refused import Refused, Unreachable
 from scraper.robots import Robots, parse_robots
@@ -294,6 +294,8 @@ class Fetcher:
         if host.manager is None:
             proxies = requests.utils.get_environ_proxies(host.root)
             proxy = requests.utils.select_proxy(host.root, proxies)
+            if proxy:  # it resolves names; what is spelled as an address is still ours to check
+                refuse_private_spelling(host.root, self._settings.allow_hosts)
             host.manager = self._adapter.proxy_manager_for(proxy, **_TLS) if proxy else self._manager
         return host.manager
 

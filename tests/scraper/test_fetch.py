@@ -463,3 +463,30 @@ def test_kept_answer_that_lost_its_end_is_fetched_again(server, fetcher):
     assert path is not None
     path.write_bytes(b"")  # as a crash of the machine may leave it
     assert fetcher().get(f"{server.url}/a", fresh_since=0.0).content == b"whole"
+
+
+def test_proxy_of_the_environment_is_used_and_resolves_names_itself(server, fetcher, monkeypatch):
+    """It may be a machine of this network; what is spelled as a private address is refused all the same."""
+    monkeypatch.setenv("http_proxy", server.url)
+    monkeypatch.delenv("no_proxy", raising=False)
+    server.say("http://far.invalid/a", b"by proxy")
+    fetch = fetcher(allow_hosts=())
+    assert fetch.get("http://far.invalid/a").content == b"by proxy"
+    assert server.requests == {"http://far.invalid/robots.txt": 1, "http://far.invalid/a": 1}
+    for spelling in ("169.254.169.254", "2852039166", "[::1]"):
+        assert reason_of(fetch, f"http://{spelling}/a") == "private_address"
+
+
+def test_host_that_speaks_no_tls_is_not_asked_in_the_clear(fetcher):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        threading.Thread(target=_answer_in_the_clear, args=(listening,), daemon=True).start()
+        assert reason_of(fetcher(retries=0), f"https://127.0.0.1:{port}/a") == "robots"
+
+
+def _answer_in_the_clear(listening: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        client, _ = listening.accept()
+        with client:
+            client.recv(4096)
+            client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
