@@ -14,7 +14,6 @@ from typing import Any, Final
 
 from crest.config import run_command
 from crest.records import read_json, read_manifest, stream_captions, stream_records, write_json
-from crest.wording import shared_limit, vague_reasons
 from scraper.config import ScraperConfig
 from scraper.harvest import told
 from scraper.own_words import own_captions
@@ -30,6 +29,8 @@ class SharedWords:
     def __init__(self, texts: Iterable[str]) -> None:
         """Read every picture's words once; order does not matter."""
         import numpy as np
+
+        from crest.wording import shared_limit
 
         keys = array("Q", (_key(text) for text in texts))
         self.count = len(keys)
@@ -48,6 +49,8 @@ def _key(text: str) -> int:
 
 def reasons_of(text: str, shared: SharedWords) -> tuple[str, ...]:
     """Why a caption of this collection is vague; none for a good one."""
+    from crest.wording import vague_reasons  # numpy's import is not --help's to wait for
+
     return vague_reasons(text, is_shared=text in shared)
 
 
