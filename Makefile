@@ -24,12 +24,12 @@ launch = $(if $(filter-out 1,$(NPROC)),$(PY) -m torch.distributed.run --standalo
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help install demo test check scrape caption shards verify captioner clip embed prior decoder generate eval survey \
+.PHONY: help install demo test check scrape caption caption-report caption-lint shards verify captioner clip embed prior decoder generate eval survey \
         bench gpu-check stock schema clean
 
 help: ## list the targets
 	@echo 'Crest draws logos from text. make TARGET [CONFIG=file or folder] [SET="section.field=value …"] [NPROC=2]'
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
 
 install: $(STAMP) ## build .venv from pyproject.toml and constraints.txt (the other targets do it by themselves)
 
@@ -57,6 +57,12 @@ scrape: $(STAMP) ## site or folder of logos -> records and pictures (data.json)
 
 captioner: $(STAMP) ## fine-tune the captioner (captioner.json)
 	$(launch) caption_train $(call flags,captioner)
+
+caption-report: $(STAMP) ## compare captioners with what people wrote of held-out logos (captions.json)
+	$(PY) -m caption_train.report $(call flags,captions)
+
+caption-lint: $(STAMP) ## flag captions that say too little, by named rules (data.json)
+	$(PY) -m scraper.lint $(call flags,data)
 
 caption: $(STAMP) ## caption the pictures that have no words (data.json)
 	$(PY) -m scraper.caption $(call flags,data)

@@ -20,6 +20,7 @@ SCHEMAS = CONFIGS / "schema"
 CLASSES = {
     "scraper": "scraper.config.ScraperConfig",
     "captioner": "caption_train.config.CaptionTrainConfig",
+    "captions": "caption_train.report_config.CaptionReportConfig",
     "clip": "clip_train.config.ClipTrainConfig",
     "embed": "clip_train.config.EmbedConfig",
     "prior": "prior_train.config.PriorTrainConfig",

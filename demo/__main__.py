@@ -81,6 +81,7 @@ def _start_over(journal: Journal, plan: Plan) -> None:
 
 def _load_light_configs(config: DemoConfig) -> None:
     from caption_train.config import CaptionTrainConfig
+    from caption_train.report_config import CaptionReportConfig
     from clip_train.config import ClipTrainConfig, EmbedConfig
     from decoder_train.config import DecoderTrainConfig
     from eval.config import EvalConfig
@@ -90,6 +91,7 @@ def _load_light_configs(config: DemoConfig) -> None:
 
     load_step(config, "data", ScraperConfig)
     load_step(config, "captioner", CaptionTrainConfig)
+    load_step(config, "captions", CaptionReportConfig)
     load_step(config, "clip", ClipTrainConfig)
     load_step(config, "embed", EmbedConfig)
     load_step(config, "prior", PriorTrainConfig)
@@ -132,6 +134,14 @@ def captioner(config: DemoConfig, journal: Journal) -> None:
     from caption_train.config import CaptionTrainConfig
 
     run(load_step(config, "captioner", CaptionTrainConfig))
+
+
+def captions(config: DemoConfig, journal: Journal) -> None:
+    """Compare the captioners."""
+    from caption_train.report import main as run
+    from caption_train.report_config import CaptionReportConfig
+
+    run(load_step(config, "captions", CaptionReportConfig))
 
 
 def caption(config: DemoConfig, journal: Journal) -> None:
@@ -265,6 +275,7 @@ def report(config: DemoConfig, journal: Journal) -> None:
 RUN: Final[dict[str, Callable[[DemoConfig, Journal], None]]] = {
     "scrape": scrape,
     "captioner": captioner,
+    "captions": captions,
     "caption": caption,
     "pack": pack,
     "clip": clip,

@@ -43,6 +43,8 @@ STEPS: Final = (
          {"demo": ("world",), "data": ("data", "source", "screen")}, ("data",), ("data/manifest.json",)),
     Step("captioner", "fine-tune the captioner on the logos that have words", ("scrape",),
          {"captioner": ()}, ("runs/captioner",), ("runs/captioner/weights.json",)),
+    Step("captions", "compare the captioners with what the site says of held-out logos", ("captioner",),
+         {"captions": ()}, ("captions",), ("captions/report.json",)),
     Step("caption", "describe the logos that have none", ("captioner",),
          {"data": ("caption",)}, ("data/captions.jsonl", "data/captions.json"), ("data/captions.json",)),
     Step("pack", "pack shards, split without leaks", ("caption",),

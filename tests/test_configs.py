@@ -16,6 +16,8 @@ TARGETS = {
     "scrape": "data",
     "captioner": "captioner",
     "caption": "data",
+    "caption-report": "captions",
+    "caption-lint": "data",
     "shards": "data",
     "verify": "data",
     "clip": "clip",
