@@ -134,7 +134,7 @@ def caption_of(row: dict[str, Any], path: Path) -> Caption:
 
 def own_words(record: Record) -> list[Caption]:
     """The source's words, for a folder that was never captioned."""
-    from scraper.caption import own_captions
+    from scraper.own_words import own_captions
 
     return own_captions([record])[0]
 
