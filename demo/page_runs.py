@@ -24,6 +24,7 @@ REASONS: Final[dict[str, str]] = {
     "broken": "the picture cannot be decoded",
     "duplicate": "the very same picture is already there",
     "near_duplicate": "looks the same as one that is already there",
+    "mirrored_duplicate": "the mirror image of one that is already there",
     "too_small": "smaller than the smallest side asked for",
     "blank": "one colour all over",
     "invisible_on_white": "nothing shows on white",
@@ -213,6 +214,8 @@ def further(config: DemoConfig, metrics: Mapping[str, Any]) -> str:
         '<li><a href="../reports/tuned_against_stock/index.html">the full comparison</a>: every '
         "metric with intervals, prompts at their best and worst, near copies</li>"
         '<li><a href="../survey/index.html">the survey</a>, as a rater sees it</li>'
+        '<li><a href="../data/dropped.html">the pictures that were dropped</a>, and why</li>'
+        '<li><a href="../captions/report.html">the captioners</a> beside the words of the site</li>'
         '<li><a href="metrics.json">every figure of this page</a> as one flat object</li></ul>'
         "<p>Curves, previews and retrieval grids of all runs:</p>"
         f'<pre tabindex="0">.venv/bin/tensorboard --logdir {text(runs)}</pre>'
