@@ -94,7 +94,8 @@ def to_plain(picture: Image.Image) -> Image.Image:
     """A picture of any mode as RGBA where it has transparency, else as RGB."""
     if picture.mode.startswith("I"):  # 16-bit grey, of which convert() would make white
         return Image.fromarray((np.asarray(picture) / 257 + 0.5).astype(np.uint8)).convert("RGB")
-    return picture.convert("RGBA" if picture.has_transparency_data else "RGB")
+    mode = "RGBA" if picture.has_transparency_data else "RGB"
+    return picture if picture.mode == mode else picture.convert(mode)  # convert() would copy
 
 
 def size_within(size: tuple[int, int], side_px: int) -> tuple[int, int]:
@@ -107,10 +108,13 @@ def size_within(size: tuple[int, int], side_px: int) -> tuple[int, int]:
 
 
 def shrunk(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Shrink with antialiasing; Pillow weighs colours by their alpha, so that hidden ones do not bleed."""
+    """Shrink with antialiasing and without ringing: flat colours stay flat, and their PNG small.
+
+    Pillow weighs colours by their alpha, so that hidden ones do not bleed.
+    """
     if picture.size == size:
         return picture
-    return picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    return picture.resize(size, Image.Resampling.HAMMING, reducing_gap=3.0)
 
 
 def read_image(path: Path) -> Image.Image:
