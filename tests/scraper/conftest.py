@@ -233,3 +233,19 @@ def as_records() -> Callable[..., None]:
         write_manifest(folder, Manifest("records", names, {"kept": len(records)}))
 
     return write
+
+
+@pytest.fixture
+def league(server, as_card, draw, as_png):
+    """A league page with so many logos; returns how to make it."""
+
+    def make(count, **rest):
+        cells = []
+        for number in range(count):
+            server.say(f"/up/club{number}_1990-1999.png", as_png(draw(number)), **rest)
+            cells.append(
+                as_card(f"club{number}_1990-1999.png", f"Club {number}", f"A badge of number {number}.")
+            )
+        server.say("/league-primary-logo/", "".join(cells))
+
+    return make
