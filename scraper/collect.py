@@ -1,4 +1,4 @@
-"""Source -> records.jsonl, images/ and crawl.json: crawl or gather, screen, and say what was lost on the way.
+"""Source -> records.jsonl, images/, crawl.json and dropped.html: crawl or gather, screen, say what was lost.
 
 A data folder belongs to one source; refuses another one. manifest.json comes last.
 """
@@ -262,7 +262,7 @@ def write_report(
     seconds: float,
     page_failures: Mapping[str, int] = MappingProxyType({}),
 ) -> None:
-    """Write crawl.json and, last, manifest.json, and say it in one line.
+    """Write crawl.json, dropped.html and, last, manifest.json, and say it in one line.
 
     Args:
         config: what was asked for.
@@ -273,6 +273,8 @@ def write_report(
         seconds: how long it took.
         page_failures: named reason -> pages that could not be read.
     """
+    from scraper.contact_sheet import write_sheet
+
     folder = config.data.dir
     all_counts = {**counts, **tally.counts}
     report = {
@@ -285,6 +287,7 @@ def write_report(
         "seconds": round(seconds, 2),
     }
     write_json(folder / "crawl.json", report)
+    write_sheet(folder)
     names = ("records.jsonl", "dropped.jsonl", "crawl.json", "config.json")
     manifest = Manifest(
         kind="records",

@@ -157,11 +157,11 @@ def _edge(profile: NDArray[np.uint8], reach: int, faint: float) -> float:
     before = float(profile[start + at - 1]) if start + at else float(inside[at])
     if before >= inside[at]:
         return float(start + at)
-    return start + at + 1 - float((inside[at] - most[at] / 2) / (inside[at] - before))
+    return start + at + 0.5 - float((inside[at] - most[at] / 2) / (inside[at] - before))
 
 
 def _on_white(canvas: Image.Image, corner: Any) -> Image.Image:
-    """The canvas with a grey ground made white, as far as it reaches in from the border, and a thin rim.
+    """The canvas with a grey ground made white, as far as it reaches in from the border.
 
     So the same logo on light grey and on white looks the same. A coloured ground belongs to the logo, and so
     does a grey one that the rest would not be seen without.
@@ -174,8 +174,7 @@ def _on_white(canvas: Image.Image, corner: Any) -> Image.Image:
     is_ground = (np.abs(levels.astype(np.int16) - np.array(corner, dtype=np.int16)) <= _GROUND).all(axis=2)
     label, _ = ndimage.label(is_ground)
     outer = np.unique(np.concatenate([label[0], label[-1], label[:, 0], label[:, -1]]))
-    reached = ndimage.binary_dilation(np.isin(label, outer[outer > 0]))
-    levels[reached] = 255
+    levels[np.isin(label, outer[outer > 0])] = 255
     return Image.fromarray(levels) if int(levels.min()) < 255 - _CLEAR else canvas
 
 

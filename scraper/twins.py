@@ -183,9 +183,14 @@ def differences(one: Picture, other: Picture) -> Floats:
     """What the worst window of each pair does not have in common, after one is laid over the other; (n,).
 
     The larger of two answers: one minus the correlation of the greys, which a blur hardly changes and other
-    lettering does; and the distance of the mean colours.
+    lettering does; and the distance of the mean colours. Aligned or as they are: a logo that fills its box to
+    the edges can be moved off it.
     """
     place = _aligned(one.colour, other.colour)
+    return np.minimum(_apart(one, other, place), _apart(one, other, np.zeros_like(place)))
+
+
+def _apart(one: Picture, other: Picture, place: Floats) -> Floats:
     mine, theirs = _smooth(_moved(one.grey[:, None], place))[:, 0], _smooth(other.grey[:, None])[:, 0]
     mean_one, mean_other = _windows(mine), _windows(theirs)
     spread_one = np.maximum(_windows(mine * mine) - mean_one**2, 0) + _FAINT**2
