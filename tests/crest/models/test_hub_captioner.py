@@ -18,7 +18,14 @@ from crest.models.hub_captioner import QUESTION, Asking, HubCaptioner, published
 from tests.crest.hub_server import HubServer
 from tests.crest.models.tiny_published import KINDS, build
 
-ROUTES = {"vit_gpt2": "plain", "blip": "plain", "git": "plain", "qwen": "chat", "smol": "chat"}
+ROUTES = {
+    "vit_gpt2": "plain",
+    "blip": "plain",
+    "git": "plain",
+    "florence": "prompt",
+    "qwen": "chat",
+    "smol": "chat",
+}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -70,7 +77,8 @@ def load(folder: Path, **asking: object) -> HubCaptioner:
 def test_route_is_read_off_the_model(folder_of: Callable[[str], Path], kind: str) -> None:
     captioner = load(folder_of(kind))
     assert captioner.route == ROUTES[kind]
-    assert captioner.prompt == (QUESTION if captioner.route == "chat" else "")
+    asked = {"plain": "", "prompt": "<DETAILED_CAPTION>", "chat": QUESTION}
+    assert captioner.prompt == asked[captioner.route]
 
 
 @pytest.mark.parametrize(("kind", "route"), [*ROUTES.items(), ("blip", "prompt"), ("git", "prompt")])

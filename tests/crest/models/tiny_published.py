@@ -8,12 +8,16 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    BartTokenizer,
     BertTokenizer,
     BlipConfig,
     BlipForConditionalGeneration,
     BlipImageProcessor,
     BlipProcessor,
     CLIPImageProcessor,
+    Florence2Config,
+    Florence2ForConditionalGeneration,
+    Florence2Processor,
     GitConfig,
     GitForCausalLM,
     GitProcessor,
@@ -171,7 +175,39 @@ def smol(folder: Path) -> None:
     Idefics3ForConditionalGeneration(config).save_pretrained(folder)
 
 
-KINDS = {"vit_gpt2": vit_gpt2, "blip": blip, "git": git, "qwen": qwen, "smol": smol}
+def florence(folder: Path) -> None:
+    """An encoder reads the question and a decoder answers, so nothing is repeated; knows set tasks only."""
+    specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "<image>"]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = BartTokenizer(
+        vocab={token: number for number, token in enumerate([*specials, *letters])},
+        merges=[],
+        extra_special_tokens={"image_token": "<image>"},
+    )
+    square = {"height": 32, "width": 32}
+    looking = CLIPImageProcessor(size=square, crop_size=square, do_center_crop=False)
+    looking.image_seq_length = 2
+    Florence2Processor(image_processor=looking, tokenizer=tokenizer).save_pretrained(folder)
+    four = {name: [size] * 4 for name, size in (("depths", 1), ("embed_dim", 16), ("num_heads", 2))}
+    vision = {
+        **four, "num_groups": [2] * 4, "window_size": 2, "patch_size": [7, 3, 3, 3], "projection_dim": 32,
+        "max_temporal_embeddings": 4, "max_position_embeddings": 8, "initializer_range": 0.5,
+    }  # fmt: skip
+    text = {
+        "model_type": "bart", "vocab_size": len(tokenizer), "d_model": 32, "encoder_layers": 1,
+        "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
+        "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_position_embeddings": 128, "init_std": 0.5,
+        "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2,
+        "decoder_start_token_id": 2, "forced_eos_token_id": 2,
+    }  # fmt: skip
+    config = Florence2Config(
+        text_config=text, vision_config=vision, image_token_id=5, is_encoder_decoder=True, bos_token_id=0,
+        eos_token_id=2, pad_token_id=1,
+    )  # fmt: skip
+    Florence2ForConditionalGeneration(config).save_pretrained(folder)
+
+
+KINDS = {"vit_gpt2": vit_gpt2, "blip": blip, "git": git, "florence": florence, "qwen": qwen, "smol": smol}
 
 
 def build(kind: str, folder: Path) -> Path:
