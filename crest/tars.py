@@ -1,7 +1,8 @@
 """Tar files of samples, as WebDataset lays them out: members `<key>.<kind>`, one sample after the other.
 
-Written with the standard library, because importing webdataset costs every worker seconds. Refuses to end
-silently where a header is damaged, as both it and tarfile do.
+The only file that knows webdataset. Its writer serves where one process writes (`write_tar`); the workers of
+a pack write the same bytes by `TarPart`, because importing webdataset, and torch with it, would cost each of
+them seconds. Refuses to end silently where a header is damaged, as both webdataset's reader and tarfile do.
 """
 
 from __future__ import annotations
@@ -88,10 +89,20 @@ def entry_of(key: str, members: Mapping[str, bytes], mtime: float = 0) -> bytes:
 
 def write_tar(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]], mtime: float = 0) -> int:
     """Write a tar of (key, kind -> content), whole or not at all; returns its size in bytes."""
-    with TarPart(path) as part:
-        for key, members in samples:
-            part.add(entry_of(key, members, mtime))
-        return part.finish()
+    import webdataset
+
+    part = path.with_name(path.name + ".part")
+    try:
+        with (
+            part.open("wb") as stream,
+            webdataset.TarWriter(stream, mtime=mtime, user=OWNER, group=OWNER, encoder=False) as writer,
+        ):
+            for key, members in samples:
+                writer.write({"__key__": key, **members})
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path.stat().st_size
 
 
 def read_tar(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:

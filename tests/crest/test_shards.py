@@ -13,7 +13,7 @@ from PIL import Image
 from crest.errors import DataError
 from crest.records import Manifest, read_json, write_json
 from crest.shards import Problem, Sample, check_shards, png_bytes, read_samples, write_shards
-from crest.tars import read_tar, write_tar
+from crest.tars import TarPart, entry_of, read_tar, write_tar
 
 Picture = Image.Image
 
@@ -83,18 +83,19 @@ def test_a_shard_that_fails_half_way_is_not_left(tmp_path: Path, logo: Picture) 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_tars_are_byte_for_byte_those_of_webdatasets_writer(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mtime", [0, 0.0])
+def test_what_workers_write_is_byte_for_byte_what_webdatasets_writer_does(
+    tmp_path: Path, mtime: float
+) -> None:
     samples = [
         (f"key{n}", {"png": bytes([n]) * (n * 511 % 1300), "txt": "é".encode() * n, "json": b"{}"})
         for n in range(9)
     ]
-    write_tar(tmp_path / "ours.tar", samples, mtime=0.0)
-    with (
-        (tmp_path / "theirs.tar").open("wb") as stream,
-        webdataset.TarWriter(stream, mtime=0.0, user="crest", group="crest", encoder=False) as writer,
-    ):
+    with TarPart(tmp_path / "ours.tar") as part:
         for key, members in samples:
-            writer.write({"__key__": key, **members})
+            part.add(entry_of(key, members, mtime))
+        part.finish()
+    write_tar(tmp_path / "theirs.tar", samples, mtime)
     assert (tmp_path / "ours.tar").read_bytes() == (tmp_path / "theirs.tar").read_bytes()
     assert list(read_tar(tmp_path / "ours.tar")) == samples
 
