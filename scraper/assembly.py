@@ -29,6 +29,10 @@ MEANINGS: Final = {
     "robots": "robots.txt asks to stay away",
 }
 """What some reasons mean for a page, in words."""
+EMPTY: Final = ("nothing_found", "login_page", "wall_page")
+"""Reasons of pages that came, and held nothing."""
+INSPECTED: Final = 3
+"""Such pages that are kept for inspection beside others that were read."""
 _LICENCE: Final = re.compile(r"<([^<>]*)>\s*;[^,<>]*\brel\s*=\s*\"?license\"?", re.I)
 
 
@@ -66,6 +70,7 @@ def assemble(config: ScraperConfig, site: WebSite, frontier: Frontier, cache: Ca
     assembled = site.assemble(read)
     if not assembled.cards:
         raise _no_cards(config, site, pages, failures, cache)
+    _show_empty(config, site, pages, cache)
     records: list[Record] = []
     looks: dict[str, Look] = {}
     dropped: list[Drop] = []
@@ -83,6 +88,18 @@ def assemble(config: ScraperConfig, site: WebSite, frontier: Frontier, cache: Ca
         counts["visits_retried"] = sum(retried.values())
         counts["visits_still_failing"] = sum(frontier.failures().values())
     return Harvest(tuple(records), looks, tuple(dropped), counts, "", failures)
+
+
+def _show_empty(config: ScraperConfig, site: WebSite, pages: list[Outcome], cache: Cache) -> None:
+    """Say which pages held nothing while others did, and keep the first few to be looked at."""
+    empty = [page for page in pages if page.reason in EMPTY and cache.find(page.url) is not None]
+    for page in empty[:INSPECTED]:
+        path = keep_for_inspection(cache.read(page.url), page.url, config.data.dir)
+        print(
+            f"{page.url}: {page.reason}, expected {site.expected(Visit(page.url, page.purpose))}; see {path}"
+        )
+    if len(empty) > INSPECTED:
+        print(f"{config.data.dir}: {len(empty) - INSPECTED} further pages held nothing either.")
 
 
 def _no_cards(

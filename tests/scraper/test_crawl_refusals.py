@@ -124,9 +124,7 @@ def test_login_and_wall_are_called_what_they_are(server, shelf, markup, reason, 
         collect(shelf.config())
 
 
-def test_redirect_to_the_login_is_counted_and_the_other_pages_are_read(
-    league, server, shelf, as_card, draw, as_png
-):
+def test_redirect_to_the_login_is_counted_and_the_other_pages_are_read(league, server, shelf, capsys):
     league(1)
     server.say("/members-primary-logo/", "", status=302, headers={"Location": "/wp-login.php?redirect=x"})
     server.say("/wp-login.php?redirect=x", page("login.html"))
@@ -134,6 +132,11 @@ def test_redirect_to_the_login_is_counted_and_the_other_pages_are_read(
     collect(shelf.config(source={"site": "sportslogohistory", "url": shelf.url, "targets": targets}))
     assert report_of(shelf)["page_failures"] == {"login_page": 1}
     assert report_of(shelf)["counts"]["kept"] == 1
+    (kept,) = (shelf.dir / "inspect").iterdir()
+    assert (
+        "members-primary-logo/: login_page, expected cards (elements whose class" in capsys.readouterr().out
+    )
+    assert "Password" in kept.read_text(encoding="utf-8")
 
 
 def test_page_with_a_login_form_beside_its_cards_is_read(server, shelf, as_card, draw, as_png):
