@@ -1,5 +1,6 @@
 """Published captioners: one answer a picture whatever the route, alone or together, whatever its mode."""
 
+import json
 import os
 import subprocess
 import sys
@@ -28,7 +29,7 @@ ROUTES = {
 }
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
     """So small a model is slower on many."""
     before = torch.get_num_threads()
@@ -151,12 +152,22 @@ def test_the_hash_names_the_weights_not_the_folder(folder_of: Callable[[str], Pa
     assert load(copy).hash != load(folder_of("vit_gpt2")).hash
 
 
-def test_weights_in_the_older_form_are_read(folder_of: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_folder_of_the_older_form_is_read(folder_of: Callable[[str], Path], tmp_path: Path) -> None:
+    """As nlpconnect/vit-gpt2-image-captioning lies on the hub: pickled weights, names of 2022."""
     from safetensors.torch import load_file
 
     folder = build("vit_gpt2", tmp_path / "older")
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
+    (folder / "generation_config.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"decoder_start_token_id": 0, "eos_token_id": 0, "bos_token_id": 0, "pad_token_id": 0}
+    (folder / "config.json").write_text(json.dumps(config))
+    looking = {
+        "do_normalize": True, "do_resize": True, "feature_extractor_type": "ViTFeatureExtractor",
+        "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5], "resample": 2, "size": 16,
+    }  # fmt: skip
+    (folder / "preprocessor_config.json").write_text(json.dumps(looking))
     assert load(folder).caption(pictures()) == load(folder_of("vit_gpt2")).caption(pictures())
 
 
