@@ -64,7 +64,7 @@ def run_jobs(
         ConfigError: Ray is asked for and not installed, or does not answer.
     """
     if work.executor == "ray":
-        yield from _on_ray(function, jobs, work, size)
+        yield from _on_ray(function, jobs, work)
         return
     workers = min(worker_count(work), size)
     if workers <= 1:
@@ -223,9 +223,13 @@ def _sendable(error: Exception) -> Exception:
     return RuntimeError(f"{type(error).__name__}: {error}")
 
 
-def _on_ray(
-    function: Callable[[Job], Result], jobs: Iterable[Job], work: WorkConfig, size: int
-) -> Iterator[Result]:
+@contextlib.contextmanager
+def ray_cluster(work: WorkConfig) -> Iterator[Any]:
+    """Ray, connected to a cluster: the one that this process is connected to, else that of the settings.
+
+    Raises:
+        ConfigError: Ray is not installed, or no cluster answers.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody is told
     try:
         import ray
@@ -233,28 +237,35 @@ def _on_ray(
         raise ConfigError(
             'work.executor: is "ray", which is not installed; pip install ray, or set it to "local".'
         ) from None
+    if ray.is_initialized():
+        yield ray
+        return
     path = os.pathsep.join(str(Path(entry or ".").resolve()) for entry in sys.path)
-    here = {"num_cpus": min(worker_count(work), size), "object_store_memory": _STORE_BYTES}
-    was_running = ray.is_initialized()
-    if not was_running:
-        try:
-            _knock(work.address)
-            ray.init(
-                address=work.address or "local",
-                runtime_env={"env_vars": {"PYTHONPATH": path}},  # workers import from here: no upload
-                include_dashboard=False if work.address is None else None,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                **({} if work.address else here),
-            )
-        except Exception as error:  # Ray raises a bare one when it does not come up in its 30 s
-            ray.shutdown()
-            why = str(error).strip().splitlines()[0]
-            raise ConfigError(
-                f"work.address: no Ray cluster answers at {work.address or 'this machine'} ({why}); start "
-                'one or try again when the machine is less busy, or set work.executor to "local".'
-            ) from None
+    here = {"num_cpus": worker_count(work), "object_store_memory": _STORE_BYTES, "include_dashboard": False}
     try:
+        _knock(work.address)
+        ray.init(
+            address=work.address or "local",
+            runtime_env={"env_vars": {"PYTHONPATH": path}},  # workers import from here: no upload
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            **({} if work.address else here),
+        )
+    except Exception as error:  # Ray raises a bare one when it does not come up in its 30 s
+        ray.shutdown()
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(
+            f"work.address: no Ray cluster answers at {work.address or 'this machine'} ({why}); start "
+            'one or try again when the machine is less busy, or set work.executor to "local".'
+        ) from None
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _on_ray(function: Callable[[Job], Result], jobs: Iterable[Job], work: WorkConfig) -> Iterator[Result]:
+    with ray_cluster(work) as ray:
         remote = ray.remote(num_cpus=1, max_retries=ATTEMPTS - 1)(function)
         cpus = int(ray.cluster_resources().get("CPU", 1))
         window = AHEAD * max(1, min(work.workers or cpus, cpus))
@@ -268,9 +279,6 @@ def _on_ray(
         while pending:
             yield _got(ray, pending.popleft(), function.__name__, turn)
             turn += 1
-    finally:
-        if not was_running:
-            ray.shutdown()
 
 
 def _knock(address: str | None) -> None:

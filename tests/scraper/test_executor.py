@@ -1,4 +1,4 @@
-"""Parts of work: results in order, on processes and on Ray; a worker that dies costs its part alone."""
+"""Parts of work on processes: results in order; a worker that dies costs its part alone."""
 
 from __future__ import annotations
 
@@ -17,12 +17,7 @@ from scraper.config import WorkConfig
 from scraper.executor import ATTEMPTS, run_jobs
 
 sys.path.append(str(Path(__file__).parent))
-from chores import Task, do
-
-
-def tried(folder: Path) -> dict[int, int]:
-    return {int(path.stem): len(path.read_text().splitlines()) for path in folder.glob("*.tries")}
-
+from chores import Task, do, tried
 
 LOCAL = WorkConfig(workers=2)
 
@@ -120,13 +115,6 @@ def alive(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
-
-
-def test_ray_gives_the_same_results_and_a_killed_worker_costs_only_its_part(tmp_path: Path) -> None:
-    tasks = [Task(number, tmp_path, deaths=int(number == 3)) for number in range(8)]
-    work = WorkConfig(executor="ray", workers=2)
-    assert list(run_jobs(do, tasks, work, size=8)) == [number**2 for number in range(8)]
-    assert tried(tmp_path) == {number: 1 + (number == 3) for number in range(8)}
 
 
 def test_an_address_where_no_ray_answers_is_told() -> None:
