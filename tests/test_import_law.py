@@ -29,6 +29,7 @@ DOORS = {
         "crest/models/hub_captioner.py",
     ),
     "requests": ("scraper/fetch.py",),
+    "urllib3": ("scraper/fetch.py", "scraper/wire.py", "scraper/connections.py"),
     "bs4": ("scraper/sites/",),
     "huggingface_hub": ("crest/hub.py",),
     "resvg_py": ("scraper/svg.py",),
