@@ -117,16 +117,19 @@ class ScreenConfig(Config):
     """Longer side over shorter side; pictures beyond this are kept, padded and counted."""
     kinds: tuple[str, ...] = ()
     """Kinds that are kept ("primary", "alternate", "wordmark"); empty keeps all; unknown ones stay."""
+    pixels: bool = True
+    """Look at every picture: find blank ones and near duplicates. false compares bytes only and does not
+    decode what lies on this machine, several times faster; for collections that are known to be clean."""
     near_levels: float = Field(default=16.0, ge=0, le=255)
     """Pictures are compared when 16 cosine waves of their greys and colours differ by at most so many of 255
     levels (root mean square) …"""
-    near_bits: int = Field(default=16, ge=0, le=64)
+    near_bits: int = Field(default=12, ge=0, le=64)
     """… and their perceptual hashes in at most so many of 64 bits."""
     duplicate_difference: float = Field(default=0.12, ge=0, le=2)
     """Pictures are the same logo when, laid over each other, no window of an eighth of the logo lacks more
     than this share of common structure, and no mean colour differs by more than 70 levels times this; the
     lesser one is dropped."""
-    related_difference: float = Field(default=0.23, ge=0, le=2)
+    related_difference: float = Field(default=0.19, ge=0, le=2)
     """Up to this difference pictures are relatives: they stay, but share one split."""
 
     @model_validator(mode="after")

@@ -75,8 +75,9 @@ def _section(folder: Path, reason: str, count: int, drops: list[Drop], twins: Ma
     why = f"<p>{escape(_WHY[reason])}</p>\n" if reason in _WHY else ""
     more = f"<p>and {count - len(drops):,} more</p>\n" if count > len(drops) else ""
     seen = [_figure(folder, drop, twins.get(drop.like)) for drop in drops if drop.image]
+    has_twins = any(drop.like for drop in drops)
     named = [f"<li>{_address(drop.what)}</li>" for drop in drops if not drop.image]
-    pictures = f'<div class="sheet">\n{"".join(seen)}</div>\n' if seen else ""
+    pictures = f'<div class="sheet{"" if has_twins else " single"}">\n{"".join(seen)}</div>\n' if seen else ""
     names = f"<ul>\n{''.join(named)}</ul>\n" if named else ""
     title = f"<h2>{escape(reason)} <span>{count:,}</span></h2>\n"
     return f"<section>\n{title}{why}{pictures}{names}{more}</section>\n"
@@ -84,13 +85,11 @@ def _section(folder: Path, reason: str, count: int, drops: list[Drop], twins: Ma
 
 def _figure(folder: Path, drop: Drop, twin: Record | None) -> str:
     pictures = [_picture(folder, drop.image, "dropped")]
+    kept = ""
     if twin is not None:
         pictures.append(_picture(folder, twin.image, "kept"))
-    kept = (
-        f'<div class="kept">kept: {escape(_short(twin.title or twin.caption or twin.id))}</div>'
-        if twin
-        else ""
-    )
+        name = twin.title or twin.caption or twin.image_url or twin.id
+        kept = f'<div class="kept">kept: {escape(_short(name))}</div>'
     return (
         f"<figure><div>{''.join(pictures)}</div>"
         f"<figcaption>{_address(drop.what)}{kept}</figcaption></figure>\n"
@@ -132,9 +131,10 @@ body { margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: var(--ink); 
 h1 { font-size: 1.6rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2.2rem 0 0; }
 h2 span { color: var(--soft); font-weight: normal; } p { color: var(--soft); margin: .2rem 0 .8rem; }
 .sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: .7rem; }
+.single { grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); }
 figure { margin: 0; padding: .7rem; border: 1px solid var(--line); border-radius: 6px;
   background: var(--card); }
-figure > div { display: flex; gap: .7rem; align-items: center; min-height: 112px; }
+figure > div { display: flex; gap: .7rem; align-items: center; min-height: 72px; }
 img { height: auto; max-width: 100%; border-radius: 3px;
   background: repeating-conic-gradient(#fff 0 25%, #d9dcdf 0 50%) 0 0 / 16px 16px; }
 img.dropped { outline: 2px dashed #c2413a; outline-offset: 2px; }

@@ -157,7 +157,7 @@ def _edge(profile: NDArray[np.uint8], reach: int, faint: float) -> float:
     before = float(profile[start + at - 1]) if start + at else float(inside[at])
     if before >= inside[at]:
         return float(start + at)
-    return start + at + 0.5 - float((inside[at] - most[at] / 2) / (inside[at] - before))
+    return start + at + 0.5 - min(1.0, float((inside[at] - most[at] / 2) / (inside[at] - before)))
 
 
 def _on_white(canvas: Image.Image, corner: Any) -> Image.Image:

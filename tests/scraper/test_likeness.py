@@ -126,6 +126,15 @@ def test_single_pixel_and_single_line_are_measured():
     assert not look_at(line).is_blank
 
 
+def test_no_picture_is_too_odd_to_be_looked_at():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        size = tuple(rng.integers(1, 24, 2).tolist())
+        levels = rng.integers(0, 256, (*size, 3)) * (rng.random((*size, 1)) < rng.random())
+        look = look_at(Image.fromarray((levels * rng.random()).astype(np.uint8)))
+        assert look.is_blank or 0.0 < look.aspect < 100.0
+
+
 def test_packed_looks_say_the_same(draw):
     white = Image.new("RGBA", (50, 50), (255, 255, 255, 0))
     ImageDraw.Draw(white).ellipse((5, 5, 40, 40), fill=(255, 255, 255, 255))
