@@ -28,7 +28,7 @@ from demo.league import OUTLINE_WIDTHS, Dress, draw_cutout, draw_wordmark, leagu
 from demo.names import city_name
 from demo.wording import Inscription, pick
 from scraper.config import ScreenConfig
-from scraper.likeness import Look, look_at
+from scraper.likeness import Look, look_at, pack_looks
 from scraper.screen import Verdicts, candidates_of, judge
 
 FAMILY: Final = 5
@@ -289,7 +289,7 @@ def judged(shown: Sequence[Shown], settings: ScreenConfig) -> Verdicts:
         )
         for index, one in enumerate(shown)
     ]
-    return judge(candidates_of(records, [one.look for one in shown]), settings)
+    return judge(candidates_of(records, pack_looks([one.look for one in shown])), settings)
 
 
 def figures(shown: Sequence[Shown], settings: ScreenConfig) -> dict[str, float]:

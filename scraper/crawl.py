@@ -144,6 +144,7 @@ class _Crawler:
             svg_side_px=self._config.source.side_px,
         )
         provenance = {"headers": dict(answer.headers), "fetched_at": answer.fetched_at}
+        assert kept.look is not None
         return {**asdict(kept), "look": look_to_json(kept.look), **provenance}
 
     def _page(self, visit: Visit, answer: Answer) -> tuple[Any, list[Visit]]:

@@ -58,7 +58,8 @@ def gather(config: ScraperConfig, is_done: Callable[[str], bool]) -> Harvest | N
             continue
         record, look = outcome
         records.append(record)
-        looks[record.id] = look
+        if look is not None:
+            looks[record.id] = look
     if not counts["cards"]:
         raise DataError(
             f"{config.source.path}: holds nothing that {config.source.site} reads; correct source.path."
@@ -68,10 +69,10 @@ def gather(config: ScraperConfig, is_done: Callable[[str], bool]) -> Harvest | N
 
 def taken(
     entries: Iterable[Item | Drop], config: ScraperConfig
-) -> Iterator[tuple[Item | Drop, tuple[Record, Look] | Drop]]:
+) -> Iterator[tuple[Item | Drop, tuple[Record, Look | None] | Drop]]:
     """Every entry and what became of it, in the order of the source, a bounded number ahead."""
     threads = os.cpu_count() or 1
-    waiting: deque[tuple[Item | Drop, Future[tuple[Record, Look] | Drop]]] = deque()
+    waiting: deque[tuple[Item | Drop, Future[tuple[Record, Look | None] | Drop]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
             for entry in entries:
@@ -86,7 +87,7 @@ def taken(
             pool.shutdown(cancel_futures=True)
 
 
-def _record(entry: Item | Drop, config: ScraperConfig) -> tuple[Record, Look] | Drop:
+def _record(entry: Item | Drop, config: ScraperConfig) -> tuple[Record, Look | None] | Drop:
     if isinstance(entry, Drop):
         return entry
     card, source = entry.card, config.source
@@ -98,6 +99,7 @@ def _record(entry: Item | Drop, config: ScraperConfig) -> tuple[Record, Look] | 
             config.data.dir,
             max_megapixels=config.fetch.max_megapixels,
             svg_side_px=source.side_px,
+            is_looked_at=config.screen.pixels,
         )
     except Refused as refusal:
         return Drop(refusal.reason, entry.where)

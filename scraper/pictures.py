@@ -89,7 +89,8 @@ class Kept:
     """path relative to the data folder"""
     width_px: int
     height_px: int
-    look: Look
+    look: Look | None
+    """None where nobody asked for it"""
     sha256: str
     frames: int
 
@@ -249,6 +250,7 @@ def keep_picture(
     *,
     max_megapixels: float = MAX_MEGAPIXELS,
     svg_side_px: int = SVG_SIDE_PX,
+    is_looked_at: bool = True,
 ) -> Kept:
     """Check a picture and put its bytes into images/, once for each content.
 
@@ -259,22 +261,53 @@ def keep_picture(
         body_path: a file that already holds these bytes; linked rather than copied where the disk can.
         max_megapixels: a larger picture is refused by its header.
         svg_side_px: longest side that an SVG is drawn at.
+        is_looked_at: False trusts a file whose bytes show that it is whole, and decodes no other way.
     Raises:
         Refused: as `examine` says.
     """
+    if not is_looked_at and (suffix := whole_type(content)) is not None:
+        frames, size = _frames_and_size(content, where, suffix, max_megapixels)
+        digest = hashlib.sha256(content).hexdigest()
+        image = _store(data_dir, f"{digest[:16]}.{suffix}", content, body_path)
+        return Kept(digest[:16], image, *size, look=None, sha256=digest, frames=frames)
     found = examine(content, where, max_megapixels=max_megapixels, svg_side_px=svg_side_px)
-    path = data_dir / "images" / f"{found.id}.{found.suffix}"
-    if not path.exists() or path.stat().st_size != len(found.stored):
-        _put(path, found.stored, body_path if found.stored is content else None)
+    body_path = body_path if found.stored is content else None
     return Kept(
         id=found.id,
-        image=f"images/{path.name}",
+        image=_store(data_dir, f"{found.id}.{found.suffix}", found.stored, body_path),
         width_px=found.width_px,
         height_px=found.height_px,
-        look=found.look,
+        look=found.look if is_looked_at else None,
         sha256=found.sha256,
         frames=found.frames,
     )
+
+
+def whole_type(content: bytes) -> str | None:
+    """The file suffix of a picture whose bytes show without decoding that nothing is missing, else None.
+
+    A PNG is whole when all its chunks have the checksum that they say, up to its end. A JPEG says nothing of
+    the kind, but one that was cut short does not end with its mark.
+    """
+    if content.startswith(_MAGIC[0][0]):
+        at = len(_MAGIC[0][0])
+        while at + 12 <= len(content):
+            end = at + 8 + int.from_bytes(content[at : at + 4], "big")
+            if zlib.crc32(content[at + 4 : end]) != int.from_bytes(content[end : end + 4], "big"):
+                return None
+            if content[at + 4 : at + 8] == b"IEND":
+                return "png"
+            at = end + 4
+        return None
+    return "jpg" if content.startswith(_MAGIC[1][0]) and content.endswith(b"\xff\xd9") else None
+
+
+def _store(data_dir: Path, name: str, content: bytes, body_path: Path | None) -> str:
+    """Put a file into images/, unless it is there; returns its path relative to the data folder."""
+    path = data_dir / "images" / name
+    if not path.exists() or path.stat().st_size != len(content):
+        _put(path, content, body_path)
+    return f"images/{name}"
 
 
 def _put(path: Path, content: bytes, body_path: Path | None) -> None:

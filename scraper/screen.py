@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from crest.records import Record
 from scraper.config import ScreenConfig
 from scraper.harvest import Drop
-from scraper.likeness import BLANK, INVISIBLE, Look, pack_looks
+from scraper.likeness import BLANK, INVISIBLE, LOOK_DTYPE, Look, pack_looks
 from scraper.twins import Looks, Thumbs, find_pairs
 
 REASONS: Final = (
@@ -107,7 +107,8 @@ def judge(candidates: Candidates, settings: ScreenConfig) -> Verdicts:
     links = [_chain(candidates.group[in_play], in_play)]
     is_known = candidates.source_file[in_play] > 0
     links.append(_chain(candidates.source_file[in_play][is_known], in_play[is_known]))
-    links += _without_twins(candidates, alive, settings, reason, twin)
+    if settings.pixels:
+        links += _without_twins(candidates, alive, settings, reason, twin)
     repeats = np.flatnonzero(twin >= 0)
     links.append(np.stack([repeats, twin[repeats]]))
     return Verdicts(
@@ -219,10 +220,11 @@ def screen(records: Sequence[Record], looks: Mapping[str, Look], settings: Scree
 
     Args:
         records: what a source gave.
-        looks: the look of each picture by its id.
+        looks: the look of each picture by its id; not read without `settings.pixels`.
         settings: the thresholds.
     """
-    verdicts = judge(candidates_of(records, [looks[record.id] for record in records]), settings)
+    rows = pack_looks([looks[record.id] for record in records]) if settings.pixels else None
+    verdicts = judge(candidates_of(records, rows), settings)
     kept: list[Record] = []
     dropped: list[Drop] = []
     for index, record in enumerate(records):
@@ -235,13 +237,19 @@ def screen(records: Sequence[Record], looks: Mapping[str, Look], settings: Scree
     return Screened(tuple(kept), tuple(dropped))
 
 
-def candidates_of(records: Sequence[Record], looks: Sequence[Look]) -> Candidates:
-    """The columns of records that are held in memory."""
-    rows = pack_looks(looks)
+def candidates_of(records: Sequence[Record], looks: NDArray[np.void] | None) -> Candidates:
+    """The columns of records that are held in memory.
+
+    Args:
+        records: what a source gave.
+        looks: one row of `likeness.LOOK_DTYPE` each; None when nobody looked at the pictures.
+    """
+    content = np.array([int(record.id, 16) for record in records], dtype=np.uint64)
+    rows = np.zeros(len(records), dtype=LOOK_DTYPE) if looks is None else looks
     kinds = tuple(sorted({record.kind for record in records if record.kind}))
     thumbs = rows["thumb"]
     return Candidates(
-        content=np.array([int(record.id, 16) for record in records], dtype=np.uint64),
+        content=content,
         group=np.array([key_of(record.group) for record in records], dtype=np.uint64),
         source_file=np.array(
             [key_of(record.source_file) if record.source_file else 0 for record in records], dtype=np.uint64
@@ -253,7 +261,7 @@ def candidates_of(records: Sequence[Record], looks: Sequence[Look]) -> Candidate
             [kinds.index(record.kind) if record.kind else -1 for record in records], dtype=np.int16
         ),
         kinds=kinds,
-        pixels=rows["pixels"],
+        pixels=content if looks is None else rows["pixels"],
         bits=rows["bits"],
         mirrored=rows["mirrored"],
         aspect=rows["aspect"],

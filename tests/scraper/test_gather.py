@@ -168,3 +168,28 @@ def test_order_is_that_of_the_source_and_few_are_read_ahead(shelf, draw, as_png)
         assert isinstance(entry, Drop) == (number % 7 == 0)
     expected = ["no_image" if n % 7 == 0 else "unreadable" if n % 5 == 0 else f"{n}" for n in range(200)]
     assert seen == expected
+
+
+def test_without_pixels_bytes_are_compared_and_nothing_is_decoded(run, shelf, tmp_path, draw):
+    folder = tmp_path / "mine"
+    for name in ("a.png", "b.png"):
+        draw(1).save(folder / name)
+    draw(1).save(folder / "c.png", compress_level=1)  # the same pixels in other bytes
+    draw(2).save(folder / "d.jpg")
+    content = (folder / "a.png").read_bytes()
+    (folder / "cut.png").write_bytes(content[:-40])
+    (folder / "flipped.png").write_bytes(content[:60] + bytes([content[60] ^ 1]) + content[61:])
+    (folder / "cut.jpg").write_bytes((folder / "d.jpg").read_bytes()[:-40])
+    records = run(screen={"pixels": False})
+    assert sorted(record.image_url for record in records) == ["a.png", "c.png", "d.jpg"]
+    assert json.loads((shelf.dir / "crawl.json").read_text())["dropped"] == {"broken": 3, "duplicate": 1}
+    assert [(record.width_px, record.height_px) for record in records] == [(96, 96)] * 3
+
+
+def test_without_pixels_what_bytes_do_not_show_is_decoded_after_all(run, shelf, tmp_path, draw):
+    folder = tmp_path / "mine"
+    draw(1).save(folder / "a.gif")
+    (folder / "b.jpg").write_bytes(
+        (draw(2).save(folder / "b.jpg") or (folder / "b.jpg").read_bytes()) + b"tail"
+    )
+    assert [record.image_url for record in run(screen={"pixels": False})] == ["a.gif", "b.jpg"]
