@@ -205,7 +205,7 @@ def write_kept(folder: Path, records: Iterable[Record], wide_aspect: float) -> T
             notes["wide"] += sides[1] > wide_aspect * sides[0]
             groups.append(hash(record.group) & 0xFFFFFFFFFFFFFFFF)
             digest.update(json.dumps(_content(record), ensure_ascii=False).encode())
-            yield dataclasses.asdict(record)
+            yield vars(record)
 
     _write_rows(folder / "records.jsonl", rows())
     counts["groups"] = len(set(groups))

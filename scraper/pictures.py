@@ -305,19 +305,30 @@ def whole_type(content: bytes) -> str | None:
 def _store(data_dir: Path, name: str, content: bytes, body_path: Path | None) -> str:
     """Put a file into images/, unless it is there; returns its path relative to the data folder."""
     path = data_dir / "images" / name
-    if not path.exists() or path.stat().st_size != len(content):
-        _put(path, content, body_path)
+    try:
+        is_there = path.stat().st_size == len(content)
+    except FileNotFoundError:
+        is_there = False
+    if not is_there:
+        try:
+            _put(path, content, body_path)
+        except FileNotFoundError:  # the first of its folder
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _put(path, content, body_path)
     return f"images/{name}"
 
 
 def _put(path: Path, content: bytes, body_path: Path | None) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
+    is_linked = body_path is not None and _link(body_path, part)
     try:
-        if body_path is None or not _link(body_path, part):
+        if not is_linked:
             part.write_bytes(content)
         part.replace(path)
-    finally:
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    if is_linked:
         part.unlink(missing_ok=True)  # a link that is renamed onto itself stays
 
 
