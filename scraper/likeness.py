@@ -130,9 +130,7 @@ def _ink(flat: Image.Image) -> tuple[float, float, float, float] | None:
     A JPEG's noise around an edge would move a box that begins at the first pixel that differs: the edge is
     where the difference has risen to half of what it reaches near by.
     """
-    ground = Image.new("RGB", flat.size, flat.getpixel((0, 0)))
-    red, green, blue = ImageChops.difference(flat, ground).split()
-    difference = np.asarray(ImageChops.lighter(ImageChops.lighter(red, green), blue))
+    difference = _difference(flat, flat.getpixel((0, 0)))
     across, down = difference.max(axis=0), difference.max(axis=1)
     faint = max(float(_FAINT), _NOISE * float(across.max()))
     ends = [np.flatnonzero(profile > faint) for profile in (across, down)]
@@ -147,17 +145,21 @@ def _ink(flat: Image.Image) -> tuple[float, float, float, float] | None:
     return left, top, right, bottom
 
 
+def _difference(picture: Image.Image, colour: Any) -> NDArray[np.uint8]:
+    """How far each pixel is from a colour, in the channel that is furthest, (H, W)."""
+    red, green, blue = ImageChops.difference(picture, Image.new("RGB", picture.size, colour)).split()
+    return np.asarray(ImageChops.lighter(ImageChops.lighter(red, green), blue))
+
+
 def _edge(profile: NDArray[np.uint8], reach: int, faint: float) -> float:
     """Where a profile of differences first rises to half of the most that it reaches within `reach`."""
-    start = int(np.argmax(profile > faint))
-    levels = np.pad(profile[start:].astype(np.float64), (0, reach - 1))
-    most = np.lib.stride_tricks.sliding_window_view(levels, reach).max(axis=1)
-    inside = levels[: len(most)]
-    at = int(np.argmax((inside >= most / 2) & (inside > faint)))
-    before = float(profile[start + at - 1]) if start + at else float(inside[at])
-    if before >= inside[at]:
-        return float(start + at)
-    return start + at + 0.5 - min(1.0, float((inside[at] - most[at] / 2) / (inside[at] - before)))
+    levels = profile.tobytes()  # the edge is near: a few steps in Python cost less than arrays
+    for at in range(int(np.argmax(profile > faint)), len(levels)):
+        inside, most = levels[at], max(levels[at : at + reach])
+        if inside >= most / 2 and inside > faint:
+            break
+    before = levels[at - 1] if at else inside
+    return float(at) if before >= inside else at + 0.5 - min(1.0, (inside - most / 2) / (inside - before))
 
 
 def _on_white(canvas: Image.Image, corner: Any) -> Image.Image:
@@ -170,17 +172,19 @@ def _on_white(canvas: Image.Image, corner: Any) -> Image.Image:
         return canvas
     from scipy import ndimage
 
-    levels = np.asarray(canvas).copy()
-    is_ground = (np.abs(levels.astype(np.int16) - np.array(corner, dtype=np.int16)) <= _GROUND).all(axis=2)
-    label, _ = ndimage.label(is_ground)
-    outer = np.unique(np.concatenate([label[0], label[-1], label[:, 0], label[:, -1]]))
-    levels[np.isin(label, outer[outer > 0])] = 255
+    label, count = ndimage.label(_difference(canvas, corner) <= _GROUND)
+    is_outer = np.zeros(count + 1, dtype=bool)
+    for border in (label[0], label[-1], label[:, 0], label[:, -1]):
+        is_outer[border] = True
+    is_outer[0] = False  # what is no ground
+    levels = np.array(canvas)
+    levels[is_outer[label]] = 255
     return Image.fromarray(levels) if int(levels.min()) < 255 - _CLEAR else canvas
 
 
 def _has_shape(picture: Image.Image) -> bool:
-    alpha = np.asarray(picture.getchannel("A"))
-    return int(alpha.max()) - int(alpha.min()) > _FAINT
+    least, most = picture.getchannel("A").getextrema()
+    return bool(most - least > _FAINT)
 
 
 def perceptual_hash(small: Image.Image) -> int:
