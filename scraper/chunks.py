@@ -193,12 +193,13 @@ def fitted(record: Record, folder: Path, settings: PackConfig) -> bytes:
     content = picture_bytes(folder, record.image)
     where = str(folder / record.image)
     is_itself = content_id(content) == record.id
+    is_fitted = record.image.startswith("parts/")  # by scraper/part.py, its checksums and length looked at
+    size = (record.width_px, record.height_px)
     if not is_itself:
-        _look_for_damage(record, content, where)
-    # what a tag turns or a profile colours, few readers show as it is meant: decode() does, and drops both
-    has_format = _format_of(content) == settings.format and not any(tag in content for tag in _TAGS)
-    longest = max(record.width_px, record.height_px)
-    if is_itself and has_format and record.frames == 1 and 0 < longest <= settings.side_px:
+        size = _look_for_damage(record, content, where)
+    is_ready_made = is_ready(content, settings.format) and (record.frames == 1 or is_fitted)
+    longest = max(size)
+    if (is_itself or is_fitted) and is_ready_made and 0 < longest <= settings.side_px:
         return content  # its bytes are those that were decoded when it was found
     from crest.images import decode, shrunk, size_within
 
@@ -207,11 +208,22 @@ def fitted(record: Record, folder: Path, settings: PackConfig) -> bytes:
     if longest > settings.side_px:
         fit = shrunk(picture, size_within(picture.size, settings.side_px))
         return encoded(fit, settings.format)
-    return content if has_format and record.frames == 1 else encoded(picture, settings.format)
+    return content if is_ready_made else encoded(picture, settings.format)
 
 
-def _look_for_damage(record: Record, content: bytes, where: str) -> None:
-    """Refuse bytes that are not those that were scraped; only a drawn SVG goes by the id of its source."""
+def is_ready(content: bytes, kind: str) -> bool:
+    """Whether a picture has the wanted format and nothing that few readers heed.
+
+    What a tag turns or a profile colours, decode() shows as it is meant; it drops both.
+    """
+    return _format_of(content) == kind and not any(tag in content for tag in _TAGS)
+
+
+def _look_for_damage(record: Record, content: bytes, where: str) -> tuple[int, int]:
+    """Width and height; refuses bytes that are not those that were scraped.
+
+    Only a drawn SVG and what was fitted go by the id of their source.
+    """
     from PIL import Image
 
     name = Path(record.image.partition("#")[0])
@@ -220,6 +232,7 @@ def _look_for_damage(record: Record, content: bytes, where: str) -> None:
     try:
         with Image.open(io.BytesIO(content)) as picture:
             picture.verify()  # a PNG's checksums, which decoding does not look at
+            return picture.size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{where}: is not a whole picture ({error}); fetch it again or remove it.") from None
 

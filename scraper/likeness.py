@@ -183,8 +183,8 @@ def _on_white(canvas: Image.Image, corner: Any) -> Image.Image:
 
 
 def _has_shape(picture: Image.Image) -> bool:
-    least, most = picture.getchannel("A").getextrema()
-    return bool(most - least > _FAINT)
+    alpha = np.asarray(picture.getchannel("A"))
+    return int(alpha.max()) - int(alpha.min()) > _FAINT
 
 
 def perceptual_hash(small: Image.Image) -> int:

@@ -240,10 +240,10 @@ def _fetcher(settings: str, workers: int) -> Fetcher:
 
 def _stored(found: Examined, job: PartJob) -> bytes:
     """A picture as it is packed: its own bytes where they fit, else fitted."""
-    from scraper.chunks import encoded
+    from scraper.chunks import encoded, is_ready
 
     fits = max(found.width_px, found.height_px) <= job.side_px
-    if fits and found.suffix == job.format and found.frames == 1:
+    if fits and found.frames == 1 and is_ready(found.stored, job.format):
         return found.stored
     return encoded(found.picture, job.format)
 
