@@ -24,18 +24,20 @@ from PIL import Image, ImageFilter, ImageOps
 from crest.images import flatten
 from crest.records import Record
 from demo.heraldry import CHARGES, COLOURS, FIELDS, SHAPES, Specification, draw, random_specification
-from demo.league import OUTLINE_WIDTHS, Dress, draw_cutout, draw_wordmark, league_layout
+from demo.league import Dress, draw_cutout, draw_wordmark, league_layout
 from demo.names import city_name
 from demo.wording import Inscription, pick
 from scraper.config import ScreenConfig
 from scraper.likeness import Look, look_at, pack_looks
-from scraper.screen import Verdicts, candidates_of, judge
+from scraper.screen import Verdicts, candidates_of, judge, key_of
 
 FAMILY: Final = 5
 SIDES_PX: Final = (200, 360)
 """Drawn sides, from and to."""
 _STREAM: Final = 77
 _WORDMARK_SHARE: Final = 0.06
+_CITIES: Final = 300
+"""Names that lettering is taken from: of one word or two, as in the demo's league."""
 _GREYS: Final = ((248, 248, 248), (240, 240, 240), (230, 230, 230), (250, 248, 244))
 
 
@@ -68,21 +70,18 @@ def family(number: int) -> list[Design]:
     rng = np.random.default_rng([_STREAM, number])
     if rng.random() < _WORDMARK_SHARE:
         colours = [colour for colour in COLOURS if colour != "white"]
-        base = Design(None, Dress("black", inscription=_inscription(rng, number * FAMILY, False, "navy")))
-        words = [
-            _inscription(rng, number * FAMILY + place, False, pick(rng, colours))
-            for place in range(1, FAMILY)
-        ]
+        base = Design(None, Dress("black", inscription=_inscription(rng, False, "navy")))
+        words = [_inscription(rng, False, pick(rng, colours)) for _ in range(1, FAMILY)]
         return [base, *(replace(base, dress=replace(base.dress, inscription=words_)) for words_ in words)]
     spec = random_specification(rng, held_out=None)
     outline = pick(rng, [colour for colour in COLOURS if colour not in spec.field_colours])
     inscription = None
     if rng.random() < 0.6:
-        inscription = _inscription(rng, number, rng.random() < 0.4, pick(rng, _inks()))
-    base = Design(spec, Dress(outline, pick(rng, OUTLINE_WIDTHS), rng.random() < 0.3, inscription))
+        inscription = _inscription(rng, rng.random() < 0.4, pick(rng, _inks()))
+    base = Design(spec, Dress(outline, has_trim=spec.charge in CHARGES[::3], inscription=inscription))
     designs = [base]
     while len(designs) < FAMILY:
-        other = _changed(base, pick(rng, _ATTRIBUTES), rng, number)
+        other = _changed(base, pick(rng, _ATTRIBUTES), rng)
         if other is not None and other not in designs:
             designs.append(other)
     return designs
@@ -92,9 +91,9 @@ def _inks() -> list[str]:
     return [colour for colour in COLOURS if colour != "white"]
 
 
-def _inscription(rng: np.random.Generator, number: int, is_initials: bool, colour: str) -> Inscription:
+def _inscription(rng: np.random.Generator, is_initials: bool, colour: str) -> Inscription:
     if not is_initials:
-        return Inscription(city_name(number).upper(), colour, is_initials=False)
+        return Inscription(city_name(int(rng.integers(_CITIES))).upper(), colour, is_initials=False)
     letters = "".join(chr(65 + int(letter)) for letter in rng.integers(0, 26, 2))
     return Inscription(letters, colour, is_initials=True)
 
@@ -112,7 +111,7 @@ _ATTRIBUTES: Final = (
 )
 
 
-def _changed(design: Design, attribute: str, rng: np.random.Generator, number: int) -> Design | None:
+def _changed(design: Design, attribute: str, rng: np.random.Generator) -> Design | None:
     """The design with one attribute drawn anew; None when that cannot be (it has none, or colours clash)."""
     spec, dress = design.specification, design.dress
     assert spec is not None
@@ -123,7 +122,7 @@ def _changed(design: Design, attribute: str, rng: np.random.Generator, number: i
         if attribute == "lettering_colour":
             words = replace(words, colour=pick(rng, _inks()))
         else:
-            words = _inscription(rng, number + 1 + int(rng.integers(50)), words.is_initials, words.colour)
+            words = _inscription(rng, words.is_initials, words.colour)
         return replace(design, dress=replace(dress, inscription=words))
     if attribute == "outline_colour":
         free = [colour for colour in COLOURS if colour not in spec.field_colours]
@@ -244,7 +243,10 @@ CHANGES: Final[dict[str, Change]] = {
 class Shown:
     """One picture of the benchmark, as screening meets it."""
 
+    number: int
+    """of the logo as it was drawn; its copy has the same"""
     design: int
+    """key of what it shows: two families may come upon the same"""
     change: str
     """empty for the logo as drawn"""
     width_px: int
@@ -265,7 +267,9 @@ def shown_of(number: int) -> list[Shown]:
             ("", design.draw(side_px)),
             (name, CHANGES[name](design, side_px, rng)),
         ):
-            shown.append(Shown(index, change, picture.width, picture.height, look_at(picture)))
+            shown.append(
+                Shown(index, key_of(repr(design)), change, picture.width, picture.height, look_at(picture))
+            )
     return shown
 
 
@@ -301,7 +305,7 @@ def figures(shown: Sequence[Shown], settings: ScreenConfig) -> dict[str, float]:
         was dropped for another logo, or shares a group with one.
     """
     verdicts = judged(shown, settings)
-    design = np.array([one.design for one in shown])
+    _, design = np.unique([one.design for one in shown], return_inverse=True)
     count = int(design.max()) + 1
     dropped = np.zeros(count, dtype=bool)
     lost = verdicts.twin >= 0
@@ -311,11 +315,11 @@ def figures(shown: Sequence[Shown], settings: ScreenConfig) -> dict[str, float]:
     merged[design[_shared(verdicts.group, design)]] = True
     found: Counter[str] = Counter()
     total: Counter[str] = Counter()
-    as_drawn = {one.design: index for index, one in enumerate(shown) if not one.change}
+    as_drawn = {one.number: index for index, one in enumerate(shown) if not one.change}
     for index, one in enumerate(shown):
         if one.change:
             total[one.change] += 1
-            found[one.change] += verdicts.group[index] == verdicts.group[as_drawn[one.design]]
+            found[one.change] += bool(verdicts.group[index] == verdicts.group[as_drawn[one.number]])
     faults = sum(verdicts.reason_name(index) in _FAULTS for index in range(len(shown)))
     return {
         "logos": count,

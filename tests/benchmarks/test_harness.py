@@ -106,7 +106,7 @@ def test_quartiles_of_known_values() -> None:
 
 
 def test_unknown_benchmark_is_refused_before_any_is_run(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ConfigError, match="there is no prio, expected one of demo, startup"):
+    with pytest.raises(ConfigError, match="there is no prio, expected one of data, demo, startup"):
         command.cases_of("prio")
     assert command.main(["startup", "prio"]) == 1
     assert capsys.readouterr().out == ""

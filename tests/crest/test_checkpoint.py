@@ -254,13 +254,19 @@ def test_the_weights_file_names_its_kind_inside(tmp_path: Path) -> None:
     assert len(load_file(path)) == len(network().state_dict())
 
 
+MAY_NAME_PICKLE = (
+    "crest/models/hub_captioner.py",  # the error that transformers raises when weights are not plain tensors
+    "scraper/executor.py",  # jobs and results on pipes between a process and its own workers
+)
+
+
 def test_no_file_of_ours_pickles() -> None:
     listed = subprocess.run(
         ["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True
     ).stdout.split()
     files = listed or [str(path.relative_to(ROOT)) for path in (ROOT / "crest").rglob("*.py")]
     assert "crest/checkpoint.py" in files
-    for file in files:
+    for file in set(files) - set(MAY_NAME_PICKLE):
         assert list(pickling((ROOT / file).read_text(encoding="utf-8"))) == [], file
 
 
