@@ -120,10 +120,10 @@ class ScreenConfig(Config):
     pixels: bool = True
     """Look at every picture: find blank ones and near duplicates. false compares bytes only and does not
     decode what lies on this machine, several times faster; for collections that are known to be clean."""
-    near_levels: float = Field(default=16.0, ge=0, le=255)
+    near_levels: float = Field(default=9.0, ge=0, le=255)
     """Pictures are compared when 16 cosine waves of their greys and colours differ by at most so many of 255
     levels (root mean square) …"""
-    near_bits: int = Field(default=12, ge=0, le=64)
+    near_bits: int = Field(default=8, ge=0, le=64)
     """… and their perceptual hashes in at most so many of 64 bits."""
     duplicate_difference: float = Field(default=0.12, ge=0, le=2)
     """Pictures are the same logo when, laid over each other, no window of an eighth of the logo lacks more

@@ -23,7 +23,9 @@ CROWD: Final = 64
 nearest of them, in places."""
 _ASPECT_SLACK: Final = 0.1
 """Aspects this much apart, as a difference of logarithms, belong to different logos."""
-_CHUNK: Final = 4096
+_CHUNK: Final = 1024
+_AXES: Final = 10
+"""Of a picture's 16 waves, those that the tree sorts by: the ones that differ most among the pictures."""
 _PAIRS_AT_ONCE: Final = 128
 _ROUNDS: Final = 3
 _FURTHEST: Final = 0.15
@@ -93,9 +95,13 @@ def find_pairs(looks: Looks, settings: ScreenConfig) -> Pairs:
     folds = folds[np.searchsorted(np.unique(looks.aspect), looks.aspect)]
     for fold in np.unique(folds):
         members = np.flatnonzero(folds == fold)
-        for near, is_mirrored, is_crowd in _near(looks.some(members), int(fold), settings):
+        near: dict[bool, list[NDArray[np.int64]]] = {False: [], True: []}
+        for some, is_mirrored, is_crowd in _near(looks.some(members), int(fold), settings):
             is_crowded |= is_crowd
-            pairs = members[near]
+            near[is_mirrored].append(some)
+        for is_mirrored, parts in near.items():
+            # each pair was met from both of its ends
+            pairs = members[np.unique(np.concatenate(parts, axis=1), axis=1)]
             difference = _differences(looks, pairs, is_mirrored)
             close = difference <= settings.related_difference
             found.append((pairs[:, close], difference[close], is_mirrored))
@@ -109,26 +115,30 @@ def _near(looks: Looks, fold: int, settings: ScreenConfig) -> Iterator[tuple[NDA
     count = len(looks.bits)
     places = _places(looks, fold)
     aspects = np.log(looks.aspect)
-    tree = cKDTree(places)
+    # a tree over few axes is faster, and a distance along some of them is never longer than along all
+    widest = np.argsort(-places.std(axis=0), kind="stable")[:_AXES]
+    tree = cKDTree(places[:, widest])
     for start in range(0, count, _CHUNK):
         rows = np.arange(start, min(start + _CHUNK, count))
         for is_mirrored in (False, True):
             asked = places[rows] * _mirror_signs() if is_mirrored else places[rows]
             _, near = tree.query(
-                asked, k=min(CROWD + 1, count), distance_upper_bound=settings.near_levels + 1e-3
+                asked[:, widest], k=min(CROWD + 1, count), distance_upper_bound=settings.near_levels + 1e-3
             )
             near = near.reshape(len(rows), -1)
             row, column = np.nonzero((near < count) & (near != rows[:, None]))
             one, other = rows[row], near[row, column]
+            close = np.linalg.norm(asked[row] - places[other], axis=1) <= settings.near_levels
+            one, other = one[close], other[close]
             hashes = looks.mirrored if is_mirrored else looks.bits
             alike = np.bitwise_count(hashes[one] ^ looks.bits[other]) <= settings.near_bits
             alike &= np.abs(aspects[one] - aspects[other]) <= _ASPECT_SLACK
             pairs = np.stack([np.minimum(one, other), np.maximum(one, other)])[:, alike]
-            yield np.unique(pairs, axis=1), is_mirrored, bool((near[:, CROWD:] < count).any())
+            yield pairs, is_mirrored, bool((near[:, CROWD:] < count).any())
 
 
 def _once_each(found: list[tuple[NDArray[np.int64], Floats, bool]], is_crowded: bool) -> Pairs:
-    """Each pair was met from both of its ends, and a symmetric one in the mirror too: the nearest stays."""
+    """A symmetric pair was met in the mirror too: the nearer of the two stays."""
     pairs = np.concatenate([np.zeros((2, 0), np.int64), *(pairs for pairs, _, _ in found)], axis=1)
     difference = np.concatenate([np.zeros(0, np.float32), *(levels for _, levels, _ in found)])
     mirrored = np.concatenate(
@@ -187,7 +197,8 @@ def differences(one: Picture, other: Picture) -> Floats:
     the edges can be moved off it.
     """
     place = _aligned(one.colour, other.colour)
-    return np.minimum(_apart(one, other, place), _apart(one, other, np.zeros_like(place)))
+    apart: Floats = np.minimum(_apart(one, other, place), _apart(one, other, np.zeros_like(place)))
+    return apart
 
 
 def _apart(one: Picture, other: Picture, place: Floats) -> Floats:
@@ -260,11 +271,18 @@ def _smooth(pictures: Floats) -> Floats:
 
 def _windows(cells: Floats, side: int = _WINDOW) -> Floats:
     """The mean of every window of (n, H, W)."""
-    size = min(side, *cells.shape[1:])
-    sums = np.pad(cells, ((0, 0), (1, 0), (1, 0))).astype(np.float64).cumsum(axis=1).cumsum(axis=2)
-    inner = sums[:, size:, size:] - sums[:, :-size, size:] - sums[:, size:, :-size] + sums[:, :-size, :-size]
-    means: Floats = (inner / size**2).astype(np.float32)
-    return means
+    rows, columns = cells.shape[1:]
+    size = min(side, rows, columns)
+    means = _bands(rows, size) @ cells @ _bands(columns, size).T
+    return means.astype(np.float32, copy=False)
+
+
+@cache
+def _bands(cells: int, size: int) -> Floats:
+    """A matrix (cells - size + 1, cells) that takes the mean of every `size` cells in a row."""
+    first = np.arange(cells - size + 1)[:, None]
+    place = np.arange(cells)[None]
+    return (((place >= first) & (place < first + size)) / size).astype(np.float32)
 
 
 def _places(looks: Looks, fold: int) -> Floats:
