@@ -122,15 +122,16 @@ class ScreenConfig(Config):
     decode what lies on this machine, several times faster; for collections that are known to be clean."""
     near_levels: float = Field(default=9.0, ge=0, le=255)
     """Pictures are compared when 16 cosine waves of their greys and colours differ by at most so many of 255
-    levels (root mean square) …"""
+    levels (root mean square), as those of 99.7 % of 10,000 copies of drawn logos do …"""
     near_bits: int = Field(default=8, ge=0, le=64)
-    """… and their perceptual hashes in at most so many of 64 bits."""
+    """… and their perceptual hashes in at most so many of 64 bits (99.9 %)."""
     duplicate_difference: float = Field(default=0.12, ge=0, le=2)
     """Pictures are the same logo when, laid over each other, no window of an eighth of the logo lacks more
-    than this share of common structure, and no mean colour differs by more than 70 levels times this; the
-    lesser one is dropped."""
+    than this share of common structure and no mean colour differs by more than 70 levels times this; the
+    lesser one is dropped. Of the copies 98.5 % are within 0.12, and no other logo."""
     related_difference: float = Field(default=0.19, ge=0, le=2)
-    """Up to this difference pictures are relatives: they stay, but share one split."""
+    """Up to this difference pictures are relatives: they stay, but share one split. Of the copies 99.6 % are
+    within 0.19, and 0.02 % of the other logos; within 0.25 it would be 99.7 % and 0.2 %."""
 
     @model_validator(mode="after")
     def _drops_only_relatives(self) -> ScreenConfig:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scraper.config import ScreenConfig
 from scraper.likeness import GREY, folds_of, grid_of
 
-CROWD: Final = 64
+CROWD: Final = 32
 """Pictures with more neighbours than this (one placeholder in a thousand renditions) are compared with the
 nearest of them, in places."""
 _ASPECT_SLACK: Final = 0.1
@@ -102,7 +102,7 @@ def find_pairs(looks: Looks, settings: ScreenConfig) -> Pairs:
         for is_mirrored, parts in near.items():
             # each pair was met from both of its ends
             pairs = members[np.unique(np.concatenate(parts, axis=1), axis=1)]
-            difference = _differences(looks, pairs, is_mirrored)
+            difference = _differences(looks, pairs, is_mirrored, settings.duplicate_difference)
             close = difference <= settings.related_difference
             found.append((pairs[:, close], difference[close], is_mirrored))
     return _once_each(found, is_crowded)
@@ -151,7 +151,7 @@ def _once_each(found: list[tuple[NDArray[np.int64], Floats, bool]], is_crowded: 
     return Pairs(pairs[0, first], pairs[1, first], difference[first], mirrored[first], is_crowded)
 
 
-def _differences(looks: Looks, pairs: NDArray[np.int64], is_mirrored: bool) -> Floats:
+def _differences(looks: Looks, pairs: NDArray[np.int64], is_mirrored: bool, enough: float) -> Floats:
     difference = np.empty(pairs.shape[1], dtype=np.float32)
     for start in range(0, pairs.shape[1], _PAIRS_AT_ONCE):
         some = pairs[:, start : start + _PAIRS_AT_ONCE]
@@ -160,7 +160,7 @@ def _differences(looks: Looks, pairs: NDArray[np.int64], is_mirrored: bool) -> F
             one = Picture.of(looks.thumbs(some[0]), grid)
             other = Picture.of(looks.thumbs(some[1]), grid)
             difference[start : start + _PAIRS_AT_ONCE] = differences(
-                one.mirrored() if is_mirrored else one, other
+                one.mirrored() if is_mirrored else one, other, enough
             )
     return difference
 
@@ -184,31 +184,40 @@ class Picture:
         halves = grey.reshape(count, rows // 2, 2, columns // 2, 2).mean(axis=(2, 4))
         return Picture(grey, np.concatenate([halves[:, None], 2 * (chroma.astype(np.float32) - 128)], axis=1))
 
+    def some(self, which: NDArray[np.bool_]) -> Picture:
+        """Some of them."""
+        return Picture(self.grey[which], self.colour[which])
+
     def mirrored(self) -> Picture:
         """Left and right exchanged."""
         return Picture(self.grey[:, :, ::-1], self.colour[..., ::-1])
 
 
-def differences(one: Picture, other: Picture) -> Floats:
+def differences(one: Picture, other: Picture, enough: float = 0.0) -> Floats:
     """What the worst window of each pair does not have in common, after one is laid over the other; (n,).
 
     The larger of two answers: one minus the correlation of the greys, which a blur hardly changes and other
     lettering does; and the distance of the mean colours. Aligned or as they are: a logo that fills its box to
-    the edges can be moved off it.
+    the edges can be moved off it, and pairs that differ by no more than `enough` as they are stay so.
     """
-    place = _aligned(one.colour, other.colour)
-    apart: Floats = np.minimum(_apart(one, other, place), _apart(one, other, np.zeros_like(place)))
+    apart = _apart(one, other)
+    rest = apart > enough
+    if rest.any():
+        mine, theirs = one.some(rest), other.some(rest)
+        place = _aligned(mine.colour, theirs.colour)
+        moved = Picture(_moved(mine.grey[:, None], place)[:, 0], _moved(mine.colour, place))
+        apart[rest] = np.minimum(apart[rest], _apart(moved, theirs))
     return apart
 
 
-def _apart(one: Picture, other: Picture, place: Floats) -> Floats:
-    mine, theirs = _smooth(_moved(one.grey[:, None], place))[:, 0], _smooth(other.grey[:, None])[:, 0]
+def _apart(one: Picture, other: Picture) -> Floats:
+    mine, theirs = _smooth(one.grey[:, None])[:, 0], _smooth(other.grey[:, None])[:, 0]
     mean_one, mean_other = _windows(mine), _windows(theirs)
     spread_one = np.maximum(_windows(mine * mine) - mean_one**2, 0) + _FAINT**2
     spread_other = np.maximum(_windows(theirs * theirs) - mean_other**2, 0) + _FAINT**2
     common = _windows(mine * theirs) - mean_one * mean_other + _FAINT**2
     structure = (1 - common / np.sqrt(spread_one * spread_other)).max(axis=(1, 2))
-    apart = _moved(one.colour, place) - other.colour
+    apart = one.colour - other.colour
     green = apart[:, 0] - GREY[0] * apart[:, 1] - GREY[2] * apart[:, 2]
     apart = np.stack([apart[:, 1] + green, green, apart[:, 2] + green], axis=1)
     colour = [
