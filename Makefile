@@ -101,7 +101,7 @@ bench: $(STAMP) ## measure against the upstream code, WHAT="demo startup data" -
 	$(PY) -m benchmarks $(WHAT)
 
 test: $(STAMP) ## the tests: offline, on the CPU, under three minutes; ARGS="-m slow" for the slow ones
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 gpu-check: $(STAMP) ## the tests that need a CUDA device, and short training steps on it
 	$(PY) -m benchmarks.gpu_check
