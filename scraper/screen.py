@@ -19,7 +19,7 @@ from crest.records import Record
 from scraper.config import ScreenConfig
 from scraper.harvest import Drop
 from scraper.likeness import BLANK, INVISIBLE, LOOK_DTYPE, Look, pack_looks
-from scraper.twins import Looks, Thumbs, find_pairs
+from scraper.twins import Looks, Thumbs, find_pairs, places_of
 
 REASONS: Final = (
     "",
@@ -155,8 +155,9 @@ def _without_twins(
     """
     looks = Looks(candidates.bits, candidates.mirrored, candidates.aspect, candidates.thumbs)
     links: list[NDArray[np.int64]] = []
+    places, asked = places_of(looks.some(alive)), np.arange(len(alive))
     while len(alive) > 1:
-        pairs = find_pairs(looks.some(alive), settings)
+        pairs = find_pairs(looks.some(alive), settings, places, asked)
         links.append(np.stack([alive[pairs.one], alive[pairs.other]]))
         is_same = pairs.difference <= settings.duplicate_difference
         lost = np.zeros(len(alive), dtype=bool)
@@ -166,8 +167,10 @@ def _without_twins(
                 lost[other] = True
                 reason[alive[other]] = _MIRRORED if is_mirrored else _NEAR
                 twin[alive[other]] = alive[one]
-        alive = alive[~lost]
-        if not (pairs.is_crowded and lost.any()):
+        is_crowded = np.zeros(len(alive), dtype=bool)
+        is_crowded[pairs.crowded] = True
+        alive, places, asked = alive[~lost], places[~lost], np.flatnonzero(is_crowded[~lost])
+        if not (lost.any() and asked.size):
             break
     _hand_on(twin)
     return links

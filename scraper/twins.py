@@ -74,11 +74,16 @@ class Pairs:
     """what the worst window does not have in common: 0 nothing, 1 all of it"""
     is_mirrored: NDArray[np.bool_]
     """they are alike when one of them is seen in a mirror"""
-    is_crowded: bool
-    """some picture had more than `CROWD` neighbours, so that pairs may be missing"""
+    crowded: NDArray[np.int64]
+    """pictures that had more than `CROWD` neighbours, so that some of their pairs may be missing"""
 
 
-def find_pairs(looks: Looks, settings: ScreenConfig) -> Pairs:
+def find_pairs(
+    looks: Looks,
+    settings: ScreenConfig,
+    places: Floats | None = None,
+    asked: NDArray[np.int64] | None = None,
+) -> Pairs:
     """Every pair whose difference is within `related_difference`, among those that are near at first sight.
 
     Near are pictures of like aspect whose greys and colours in 16 cosine waves are within `near_levels` and
@@ -88,56 +93,70 @@ def find_pairs(looks: Looks, settings: ScreenConfig) -> Pairs:
     Args:
         looks: in an order that does not depend on how the pictures came, for crowds.
         settings: the thresholds.
+        places: what `places_of` gave for these looks, where it is known already.
+        asked: pictures whose neighbours are looked for; None: all.
     """
     found: list[tuple[NDArray[np.int64], Floats, bool]] = []
-    is_crowded = False
-    folds = np.array([folds_of(aspect) for aspect in np.unique(looks.aspect)], dtype=np.int8)
-    folds = folds[np.searchsorted(np.unique(looks.aspect), looks.aspect)]
-    for fold in np.unique(folds):
+    crowded: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
+    places = places_of(looks) if places is None else places
+    folds = _folds(looks.aspect)
+    is_asked = np.ones(len(folds), dtype=bool)
+    if asked is not None:
+        is_asked[:] = False
+        is_asked[asked] = True
+    for fold in np.unique(folds[is_asked]):
         members = np.flatnonzero(folds == fold)
         near: dict[bool, list[NDArray[np.int64]]] = {False: [], True: []}
-        for some, is_mirrored, is_crowd in _near(looks.some(members), int(fold), settings):
-            is_crowded |= is_crowd
+        rows = np.flatnonzero(is_asked[members])
+        for some, is_mirrored, in_crowd in _near(looks.some(members), places[members], rows, settings):
             near[is_mirrored].append(some)
+            crowded.append(members[in_crowd])
         for is_mirrored, parts in near.items():
             # each pair was met from both of its ends
             pairs = members[np.unique(np.concatenate(parts, axis=1), axis=1)]
             difference = _differences(looks, pairs, is_mirrored, settings.duplicate_difference)
             close = difference <= settings.related_difference
             found.append((pairs[:, close], difference[close], is_mirrored))
-    return _once_each(found, is_crowded)
+    return _once_each(found, np.unique(np.concatenate(crowded)))
 
 
-def _near(looks: Looks, fold: int, settings: ScreenConfig) -> Iterator[tuple[NDArray[np.int64], bool, bool]]:
-    """(pairs (2, M), is_mirrored, is_crowded) of pictures that are near at first sight, chunk by chunk."""
+def _folds(aspects: NDArray[np.float32]) -> NDArray[np.int8]:
+    different, which = np.unique(aspects, return_inverse=True)
+    return np.array([folds_of(float(aspect)) for aspect in different], dtype=np.int8)[which]
+
+
+def _near(
+    looks: Looks, places: Floats, rows: NDArray[np.int64], settings: ScreenConfig
+) -> Iterator[tuple[NDArray[np.int64], bool, NDArray[np.int64]]]:
+    """(pairs (2, M), is_mirrored, rows in a crowd) that are near at first sight, chunk by chunk."""
     from scipy.spatial import cKDTree
 
     count = len(looks.bits)
-    places = _places(looks, fold)
     aspects = np.log(looks.aspect)
     # a tree over few axes is faster, and a distance along some of them is never longer than along all
     widest = np.argsort(-places.std(axis=0), kind="stable")[:_AXES]
     tree = cKDTree(places[:, widest])
-    for start in range(0, count, _CHUNK):
-        rows = np.arange(start, min(start + _CHUNK, count))
+    rows = rows[np.argsort(places[rows, widest[0]], kind="stable")]  # neighbours walk the same branches
+    for start in range(0, len(rows), _CHUNK):
+        some = rows[start : start + _CHUNK]
         for is_mirrored in (False, True):
-            asked = places[rows] * _mirror_signs() if is_mirrored else places[rows]
+            asked = places[some] * _mirror_signs() if is_mirrored else places[some]
             _, near = tree.query(
                 asked[:, widest], k=min(CROWD + 1, count), distance_upper_bound=settings.near_levels + 1e-3
             )
-            near = near.reshape(len(rows), -1)
-            row, column = np.nonzero((near < count) & (near != rows[:, None]))
-            one, other = rows[row], near[row, column]
+            near = near.reshape(len(some), -1)
+            row, column = np.nonzero((near < count) & (near != some[:, None]))
+            one, other = some[row], near[row, column]
             close = np.linalg.norm(asked[row] - places[other], axis=1) <= settings.near_levels
             one, other = one[close], other[close]
             hashes = looks.mirrored if is_mirrored else looks.bits
             alike = np.bitwise_count(hashes[one] ^ looks.bits[other]) <= settings.near_bits
             alike &= np.abs(aspects[one] - aspects[other]) <= _ASPECT_SLACK
             pairs = np.stack([np.minimum(one, other), np.maximum(one, other)])[:, alike]
-            yield pairs, is_mirrored, bool((near[:, CROWD:] < count).any())
+            yield pairs, is_mirrored, some[(near[:, CROWD:] < count).any(axis=1)]
 
 
-def _once_each(found: list[tuple[NDArray[np.int64], Floats, bool]], is_crowded: bool) -> Pairs:
+def _once_each(found: list[tuple[NDArray[np.int64], Floats, bool]], crowded: NDArray[np.int64]) -> Pairs:
     """A symmetric pair was met in the mirror too: the nearer of the two stays."""
     pairs = np.concatenate([np.zeros((2, 0), np.int64), *(pairs for pairs, _, _ in found)], axis=1)
     difference = np.concatenate([np.zeros(0, np.float32), *(levels for _, levels, _ in found)])
@@ -148,7 +167,7 @@ def _once_each(found: list[tuple[NDArray[np.int64], Floats, bool]], is_crowded: 
     pairs, difference, mirrored = pairs[:, order], difference[order], mirrored[order]
     first = np.ones(len(difference), dtype=bool)
     first[1:] = (pairs[:, 1:] != pairs[:, :-1]).any(axis=0)
-    return Pairs(pairs[0, first], pairs[1, first], difference[first], mirrored[first], is_crowded)
+    return Pairs(pairs[0, first], pairs[1, first], difference[first], mirrored[first], crowded)
 
 
 def _differences(looks: Looks, pairs: NDArray[np.int64], is_mirrored: bool, enough: float) -> Floats:
@@ -294,21 +313,26 @@ def _bands(cells: int, size: int) -> Floats:
     return (((place >= first) & (place < first + size)) / size).astype(np.float32)
 
 
-def _places(looks: Looks, fold: int) -> Floats:
-    """The place of each picture: 16 waves, in levels (root mean square over the thumb)."""
-    count = len(looks.bits)
-    grid = grid_of(4.0**fold)
-    grey_waves, colour_waves = _waves(grid, _GREY), _waves((grid[0] // 2, grid[1] // 2), _COLOUR)
-    places = np.empty((count, len(_across())), dtype=np.float32)
-    for start in range(0, count, _CHUNK):
-        rows = np.arange(start, min(start + _CHUNK, count))
+def places_of(looks: Looks) -> Floats:
+    """The place of each picture, (N, 16): cosine waves of its thumb, in levels (root mean square)."""
+    places = np.empty((len(looks.bits), len(_across())), dtype=np.float32)
+    folds = _folds(looks.aspect)
+    for start in range(0, len(places), _CHUNK):
+        rows = np.arange(start, min(start + _CHUNK, len(places)))
         thumbs = looks.thumbs(rows).astype(np.float32)
-        cells = grid[0] * grid[1]
-        parts = [thumbs[:, :cells] @ grey_waves.T / np.sqrt(cells)]
-        for half in np.split(thumbs[:, cells:], 2, axis=1):
-            parts.append(half @ colour_waves.T / np.sqrt(cells / 4))
-        places[rows] = np.concatenate(parts, axis=1)
+        for fold in np.unique(folds[rows]):
+            inside = folds[rows] == fold
+            places[rows[inside]] = _waved(thumbs[inside], grid_of(4.0**fold))
     return places
+
+
+def _waved(thumbs: Floats, grid: tuple[int, int]) -> Floats:
+    """Places of thumbs (n, THUMB_BYTES) of one grid."""
+    cells = grid[0] * grid[1]
+    colour_waves = _waves((grid[0] // 2, grid[1] // 2), _COLOUR)
+    halves = [half @ colour_waves.T / np.sqrt(cells / 4) for half in np.split(thumbs[:, cells:], 2, axis=1)]
+    greys = thumbs[:, :cells] @ _waves(grid, _GREY).T / np.sqrt(cells)
+    return np.concatenate([greys, *halves], axis=1)
 
 
 _GREY: Final = tuple((total - down, down) for total in range(4) for down in range(total + 1))
