@@ -114,7 +114,7 @@ def shrunk(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     """
     if picture.size == size:
         return picture
-    return picture.resize(size, Image.Resampling.HAMMING, reducing_gap=3.0)
+    return picture.resize(size, Image.Resampling.HAMMING, reducing_gap=1.0)
 
 
 def read_image(path: Path) -> Image.Image:

@@ -37,19 +37,18 @@ if TYPE_CHECKING:
     from scraper.pictures import Examined
 
 PARTS: Final = "parts"
-COLUMNS: Final = np.dtype(
-    [
-        ("row", "<u4"),
-        ("content", "<u8"),
-        ("group", "<u8"),
-        ("source_file", "<u8"),
-        ("width_px", "<i4"),
-        ("height_px", "<i4"),
-        ("is_described", "?"),
-        ("look", LOOK_DTYPE),
-    ]
+PLAIN: Final = (
+    ("row", "<u4"),
+    ("content", "<u8"),
+    ("group", "<u8"),
+    ("source_file", "<u8"),
+    ("width_px", "<i4"),
+    ("height_px", "<i4"),
+    ("is_described", "?"),
 )
-"""A record as screening sees it: row within the part, columns of `screen.Candidates`, look."""
+"""A record as screening sees it: its row within the part, and columns of `screen.Candidates`."""
+COLUMNS: Final = np.dtype([*PLAIN, ("look", LOOK_DTYPE)])
+"""The same with its look."""
 _HELD_BYTES: Final = 8 << 20
 """Fitted pictures of a part that are held in memory until their turn in the tar; more go to a file."""
 _FEW_HOSTS: Final = 3
@@ -71,6 +70,8 @@ class PartJob:
     fetch: FetchConfig
     side_px: int
     format: str
+    is_looked_at: bool
+    """whether screening compares pixels"""
     workers: int
     """processes that ask the same hosts"""
 
@@ -78,7 +79,13 @@ class PartJob:
     def key(self) -> str:
         """Changes with anything that a finished part depends on."""
         rows = [(row.url, row.caption, row.group, row.title, row.licence, row.fault) for row in self.rows]
-        return hash_of(rows, self.source, self.licence, self.written_by, self.side_px, self.format)
+        made = (self.source, self.licence, self.written_by, self.side_px, self.format, self.is_looked_at)
+        return hash_of(rows, made)
+
+    @property
+    def columns(self) -> np.dtype[np.void]:
+        """What a row of the part's looks holds."""
+        return COLUMNS if self.is_looked_at else np.dtype([*PLAIN])
 
     def path(self, suffix: str) -> Path:
         """One of the part's files."""
@@ -223,6 +230,7 @@ def _outcomes(
                 max_megapixels=job.fetch.max_megapixels,
                 svg_side_px=job.side_px,
                 within_px=job.side_px,
+                is_looked_at=job.is_looked_at,
             )
         except Refused as refusal:
             yield number, Drop(refusal.reason, url)
@@ -268,10 +276,11 @@ def _described(found: Examined, answer: Answer, row: Row, job: PartJob) -> tuple
         headers=dict(answer.headers),
         frames=found.frames,
     )
-    columns = np.zeros((), dtype=COLUMNS)
+    columns = np.zeros((), dtype=job.columns)
     columns["content"] = int(found.id, 16)
     columns["width_px"], columns["height_px"] = found.width_px, found.height_px
-    columns["look"] = pack_looks([found.look])[0]
+    if found.look is not None:
+        columns["look"] = pack_looks([found.look])[0]
     return record, columns
 
 
@@ -317,7 +326,7 @@ def _write(making: _Making, repeated: int) -> dict[str, Any]:
     job.path("json").unlink(missing_ok=True)
     rows = sorted(making.records)
     place_of: dict[str, str] = {}
-    columns = np.zeros(len(rows), dtype=COLUMNS)
+    columns = np.zeros(len(rows), dtype=job.columns)
     with TarPart(job.path("tar")) as tar, _whole(job.path("jsonl")) as lines:
         at = 0
         for index, row in enumerate(rows):

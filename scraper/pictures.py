@@ -72,8 +72,8 @@ class Examined:
     """what is kept: the source's own bytes, or the PNG that an SVG was drawn as"""
     picture: Image.Image
     """RGB or RGBA, shrunk where that was asked for; of an animation the first frame"""
-    look: Look
-    """of `picture`"""
+    look: Look | None
+    """of `picture`; None where nobody asked for it"""
     frames: int
     width_px: int
     """of `stored`, like the height"""
@@ -165,6 +165,7 @@ def examine(
     max_megapixels: float = MAX_MEGAPIXELS,
     svg_side_px: int = SVG_SIDE_PX,
     within_px: int | None = None,
+    is_looked_at: bool = True,
 ) -> Examined:
     """Check a picture, decode it and look at it; writes nothing.
 
@@ -174,6 +175,7 @@ def examine(
         max_megapixels: a larger picture is refused by its header.
         svg_side_px: longest side that an SVG is drawn at.
         within_px: longest side that the decoded picture is shrunk to.
+        is_looked_at: whether its look is wanted.
     Raises:
         Refused: "not_an_image", "html_not_image", "unsupported_type", "too_many_pixels", "broken", or what
             scraper/svg.py refuses.
@@ -196,7 +198,8 @@ def examine(
         raise Refused("broken", str(error)) from None
     if (picture.width < picture.height) != (size[0] < size[1]):  # decode() sets upright what a camera turned
         size = size[::-1]
-    return Examined(digest[:16], digest, suffix, stored, picture, look_at(picture), frames, *size)
+    look = look_at(picture) if is_looked_at else None
+    return Examined(digest[:16], digest, suffix, stored, picture, look, frames, *size)
 
 
 def _no_picture(content: bytes, where: str) -> Refused:
@@ -270,14 +273,20 @@ def keep_picture(
         digest = hashlib.sha256(content).hexdigest()
         image = _store(data_dir, f"{digest[:16]}.{suffix}", content, body_path)
         return Kept(digest[:16], image, *size, look=None, sha256=digest, frames=frames)
-    found = examine(content, where, max_megapixels=max_megapixels, svg_side_px=svg_side_px)
+    found = examine(
+        content,
+        where,
+        max_megapixels=max_megapixels,
+        svg_side_px=svg_side_px,
+        is_looked_at=is_looked_at,
+    )
     body_path = body_path if found.stored is content else None
     return Kept(
         id=found.id,
         image=_store(data_dir, f"{found.id}.{found.suffix}", found.stored, body_path),
         width_px=found.width_px,
         height_px=found.height_px,
-        look=found.look if is_looked_at else None,
+        look=found.look,
         sha256=found.sha256,
         frames=found.frames,
     )

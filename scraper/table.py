@@ -73,7 +73,8 @@ def collect_table(config: ScraperConfig) -> None:
             "look at the addresses, or at the section fetch."
         )
     parts = _Parts(folder, [part.records for part in done])
-    verdicts = judge(parts.candidates(), config.screen)
+    candidates = parts.candidates(config.screen.pixels)
+    verdicts = judge(candidates, config.screen)
     if not (verdicts.reason == 0).any():
         raise DataError(
             f"{folder}: none of {counts['pictures']:,} pictures passed; look at the section screen."
@@ -81,7 +82,7 @@ def collect_table(config: ScraperConfig) -> None:
     write_report(
         config,
         write_kept(folder, _kept(parts, verdicts), config.screen.wide_aspect),
-        write_dropped(folder, _dropped(parts, verdicts)),
+        write_dropped(folder, _dropped(parts, verdicts, candidates.content)),
         counts=counts,
         fingerprint=fingerprint,
         seconds=time.monotonic() - started,
@@ -120,6 +121,7 @@ def _jobs(config: ScraperConfig, table: Table) -> Iterator[PartJob]:
             fetch=config.fetch,
             side_px=config.pack.side_px,
             format=config.pack.format,
+            is_looked_at=config.screen.pixels,
             workers=worker_count(config.work),
         )
 
@@ -147,18 +149,20 @@ class _Parts:
         for part in range(self.count):
             yield from stream_records(part_path(self.folder, part, "jsonl"))
 
-    def candidates(self) -> Candidates:
-        """The columns of all records."""
+    def candidates(self, are_looked_at: bool) -> Candidates:
+        """The columns of all records; without looks, equal pixels are equal bytes."""
         names = ("content", "group", "source_file", "width_px", "height_px", "is_described")
         plain = {name: np.empty(len(self), dtype=COLUMNS[name]) for name in names}
-        looks = {name: np.empty(len(self), dtype=LOOK_DTYPE[name]) for name in _LOOK_COLUMNS}
+        looks = {name: np.zeros(len(self), dtype=LOOK_DTYPE[name]) for name in _LOOK_COLUMNS}
         for part in range(self.count):
             rows = np.load(part_path(self.folder, part, "looks.npy"))
             place = slice(self.first[part], self.first[part + 1])
             for name, column in plain.items():
                 column[place] = rows[name]
-            for name, column in looks.items():
+            for name, column in looks.items() if are_looked_at else ():
                 column[place] = rows["look"][name]
+        if not are_looked_at:
+            looks["pixels"] = plain["content"]
         kind = np.full(len(self), -1, dtype=np.int16)
         return Candidates(**plain, **looks, kind=kind, kinds=(), thumbs=self.thumbs)
 
@@ -209,10 +213,9 @@ def _kept(parts: _Parts, verdicts: Verdicts) -> Iterator[Record]:
             yield dataclasses.replace(record, group=group)
 
 
-def _dropped(parts: _Parts, verdicts: Verdicts) -> Iterator[Drop]:
+def _dropped(parts: _Parts, verdicts: Verdicts, content: NDArray[np.uint64]) -> Iterator[Drop]:
     """What led to no picture and what did not pass, part by part."""
     has_twin = verdicts.twin >= 0
-    content = parts.candidates().content
     for part in range(parts.count):
         note = read_note(parts.folder, part)
         assert note is not None, f"part {part} is finished"

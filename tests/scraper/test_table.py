@@ -291,3 +291,16 @@ def test_packing_copies_the_pictures_of_parts(shop: Shop) -> None:
     pack(config)
     packed = {sample.id: sample.image for sample in read_samples(shop.data / "shards", "train")}
     assert packed == {record.id: picture_bytes(shop.data, record.image) for record in shop.records()}
+
+
+def test_a_table_known_to_be_clean_is_compared_by_bytes_alone(shop: Shop) -> None:
+    near = shop.draw(1)
+    near.putpixel((0, 0), (250, 250, 250))
+    for number, picture in enumerate((shop.draw(1), near, shop.draw(1))):
+        shop.server.say(f"/{number}.png", shop.as_png(picture))
+    shop.write([(f"{shop.server.url}/{number}.png", "x") for number in range(3)])
+    collect(shop.config(screen={"pixels": False}))
+    assert [record.image_url[-5] for record in shop.records()] == ["0", "1"]
+    assert read_json(shop.data / "crawl.json")["dropped"] == {"duplicate": 1}
+    collect(shop.config())
+    assert len(shop.records()) == 1
