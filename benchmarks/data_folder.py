@@ -1,12 +1,14 @@
 """A folder of logos with captions to shards: seed 002's way against `python -m scraper` and `scraper.pack`.
 
-Seed 002's way, in one thread: for each PNG, Pillow opens it, converts it to RGB (alpha dropped), shrinks it
-to the same longest side, saves it as a JPEG file, writes its caption beside it, and adds both to a tar that
-is compressed with gzip at Python's default level (9). It looks at nothing: no hash, no duplicates, no split.
+Seed 002's way, in one thread: for each PNG, Pillow opens it, converts it to RGB (alpha dropped) and saves it
+as a JPEG file, writes its caption beside it, and adds both to a tar that is compressed with gzip at Python's
+default level (9). It looks at nothing: no hash, no duplicates, no split.
 
-Crest's way is what a user runs, two processes after each other on two cores, their start included: every
-picture is decoded, hashed and compared with all others, duplicates are dropped, groups split, and the rest is
-packed as lossless PNG with alpha. The pictures are the same drawn logos, half of them with alpha; the data
+Crest's way is what a user runs, two processes after each other on two cores, their start included.
+`folder_vs_seed` asks for the same work, for a collection that is known to be clean (`screen.pixels` false):
+every file is checked to be whole, hashed, grouped, split and packed as it is, with alpha.
+`folder_vs_seed_screened` is the default: every picture is also decoded, looked at and compared with all
+others. Both keep the size of every picture. The pictures are the same drawn logos of 256 to 800 px, half of them with alpha; the data
 folder is new each time.
 """
 
@@ -28,30 +30,24 @@ from typing import Final
 
 from benchmarks.harness import Case, Step
 
-PICTURES: Final = 2000
-DRAWN_PX: Final = 480
-"""Longest side of the logos; real ones come at about this size."""
-SIDE_PX: Final = 256
+PICTURES: Final = 3000
+SIDES_PX: Final = (256, 800)
+"""Longest sides of the logos are spread evenly between these."""
 WORKERS: Final = 2
 ROUNDS: Final = 3
 
 
 def cases() -> list[Case]:
-    """Pictures larger than the shards' side, and pictures that fit."""
+    """The seed's own work, and Crest's default."""
     return [
-        Case(
-            name,
-            {"upstream": _built(_seed, drawn_px), "crest": _built(_crest, drawn_px)},
-            memory=False,
-            rounds=ROUNDS,
-        )
-        for name, drawn_px in (("folder_vs_seed", DRAWN_PX), ("folder_vs_seed_fitting", SIDE_PX))
+        Case(name, {"upstream": _built(_seed), "crest": _built(way)}, memory=False, rounds=ROUNDS)
+        for name, way in (("folder_vs_seed", _plain), ("folder_vs_seed_screened", _screened))
     ]
 
 
-def _built(way: Callable[[Path, Path], None], drawn_px: int) -> Callable[[], Step]:
+def _built(way: Callable[[Path, Path], None]) -> Callable[[], Step]:
     def build() -> Step:
-        folder = logos(drawn_px)
+        folder = logos()
 
         def step() -> None:
             with tempfile.TemporaryDirectory() as out:
@@ -63,15 +59,15 @@ def _built(way: Callable[[Path, Path], None], drawn_px: int) -> Callable[[], Ste
 
 
 @cache
-def logos(side_px: int, count: int = PICTURES) -> Path:
+def logos(count: int = PICTURES) -> Path:
     """A folder of drawn logos, drawn once, kept in out/bench for the next time."""
-    folder = Path("out/bench/logos") / f"{side_px}px-{count}"
+    folder = Path("out/bench/logos") / f"folder-{count}"
     if (folder / "metadata.jsonl").exists():
         return folder
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        drawn = pool.map(_draw, range(count), [side_px] * count, chunksize=16)
+        drawn = pool.map(_draw, range(count), chunksize=16)
         for number, content in enumerate(drawn):
             (folder / f"{number:05d}.png").write_bytes(content)
     rows = [
@@ -82,9 +78,11 @@ def logos(side_px: int, count: int = PICTURES) -> Path:
     return folder
 
 
-def _draw(number: int, side_px: int) -> bytes:
+def _draw(number: int) -> bytes:
     from benchmarks.data_duplicates import family
 
+    least, most = SIDES_PX
+    side_px = least + number * 37 % (most - least + 1)
     design = family(number)[0]
     picture = design.draw_cutout(side_px) if number % 2 else design.draw(side_px)
     stream = io.BytesIO()
@@ -100,7 +98,6 @@ def _seed(folder: Path, out: Path) -> None:
     with tarfile.open(out / "logos.tar.gz", "w:gz") as archive:
         for number, row in enumerate(rows):
             picture = Image.open(folder / row["file_name"]).convert("RGB")
-            picture.thumbnail((SIDE_PX, SIDE_PX))
             image, words = out / f"{number:05d}.jpg", out / f"{number:05d}.txt"
             picture.save(image)
             words.write_text(row["text"], encoding="utf-8")
@@ -108,7 +105,15 @@ def _seed(folder: Path, out: Path) -> None:
             archive.add(words, words.name)
 
 
-def _crest(folder: Path, out: Path) -> None:
+def _plain(folder: Path, out: Path) -> None:
+    _crest(folder, out, {"pixels": False})
+
+
+def _screened(folder: Path, out: Path) -> None:
+    _crest(folder, out, {})
+
+
+def _crest(folder: Path, out: Path, screen: dict[str, bool]) -> None:
     """What a user runs."""
     config = out / "data.json"
     config.write_text(
@@ -116,7 +121,8 @@ def _crest(folder: Path, out: Path) -> None:
             {
                 "data": {"dir": str(out / "data")},
                 "source": {"site": "folder", "path": str(folder.resolve())},
-                "pack": {"side_px": SIDE_PX},
+                "screen": screen,
+                "pack": {"side_px": SIDES_PX[1]},
                 "work": {"workers": WORKERS},
             }
         ),
