@@ -8,8 +8,8 @@ Crest's way is what a user runs, two processes after each other on two cores, th
 `folder_vs_seed` asks for the same work, for a collection that is known to be clean (`screen.pixels` false):
 every file is checked to be whole, hashed, grouped, split and packed as it is, with alpha.
 `folder_vs_seed_screened` is the default: every picture is also decoded, looked at and compared with all
-others. Both keep the size of every picture. The pictures are the same drawn logos of 256 to 800 px, half of them with alpha; the data
-folder is new each time.
+others. Both keep the size of every picture. The pictures are the same drawn logos of 256 to 800 px, half of
+them with alpha; the data folder is new each time.
 """
 
 from __future__ import annotations
