@@ -108,7 +108,7 @@ def test_quartiles_of_known_values() -> None:
 def test_unknown_benchmark_is_refused_before_any_is_run(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ConfigError, match="there is no prio, expected one of data, demo, startup"):
         command.cases_of("prio")
-    with pytest.raises(ConfigError, match="data has no case read_crops, expected one of .*read_crop"):
+    with pytest.raises(ConfigError, match=r"data has no case read_crops, expected one of .*read_crop"):
         command.cases_of("data", ["read_crops"])
     assert [case.name for case in command.cases_of("data", ["read_crop"])] == ["read_crop"]
     assert command.main(["startup", "prio"]) == 1
