@@ -46,7 +46,11 @@ def check_source(config: ScraperConfig) -> None:
     """
     check_owner(config)
     source = config.source
-    if source.path is not None and source.site != "url_table" and source.profile is None:
+    if source.site == "url_table":
+        from scraper.sites.url_table import open_table
+
+        open_table(source)
+    elif source.path is not None and source.profile is None:
         from scraper.sites import local_source
 
         local_source(source.site).open(source)

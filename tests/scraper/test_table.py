@@ -16,7 +16,7 @@ import pytest
 from crest.errors import DataError, FetchError
 from crest.images import decode
 from crest.records import picture_bytes, read_json, read_jsonl
-from scraper.collect import collect
+from scraper.collect import check_source, collect
 from scraper.config import ScraperConfig
 from scraper.part import COLUMNS, part_path
 
@@ -304,3 +304,11 @@ def test_a_table_known_to_be_clean_is_compared_by_bytes_alone(shop: Shop) -> Non
     assert read_json(shop.data / "crawl.json")["dropped"] == {"duplicate": 1}
     collect(shop.config())
     assert len(shop.records()) == 1
+
+
+def test_a_dry_run_tells_what_is_wrong_with_the_table(shop: Shop) -> None:
+    shop.stock(1)
+    check_source(shop.config())
+    with pytest.raises(DataError, match=r"has the columns url, caption, expected words"):
+        check_source(shop.config(source={"caption_column": "words"}))
+    assert not shop.data.exists()
