@@ -102,7 +102,8 @@ def _fetch(config: ScraperConfig, table: Table) -> list[PartDone]:
             bar.update(part.rows)
     folder = config.data.dir / PARTS
     for path in folder.iterdir():  # of a longer table, or of a killed worker
-        if not path.name[:6].isdigit() or int(path.name[:6]) >= count or path.suffix == ".part":
+        number = path.name.partition(".")[0]
+        if not number.isdigit() or int(number) >= count or path.suffix == ".part":
             path.unlink()
     return done
 
