@@ -102,7 +102,9 @@ def test_demo_goes_on_after_an_interruption_and_ends_with_the_page(command: Call
     assert metrics["seconds.total"] == pytest.approx(
         sum(metrics[f"seconds.{step.name}"] for step in STEPS), abs=0.1
     )
-    assert metrics["dropped.http_404"] == metrics["dropped.truncated"] == metrics["dropped.html_not_image"] == 1
+    assert (
+        metrics["dropped.http_404"] == metrics["dropped.truncated"] == metrics["dropped.html_not_image"] == 1
+    )
     for name in ("survey/index.html", "reports/tuned_against_stock/index.html", "report/demo.png"):
         assert (folder / name).exists()
 
