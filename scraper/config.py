@@ -83,7 +83,7 @@ class FetchConfig(Config):
     delay_s: float = Field(default=1.0, ge=0)
     """Seconds between two requests to one host; a longer crawl-delay in its robots.txt wins."""
     connections: int = Field(default=8, ge=1, le=64)
-    """Requests in flight over all hosts (url_table: in each worker); a host with a delay sees one at a time."""
+    """Requests in flight over all hosts (of each worker of a url_table); a host with a delay sees one."""
     timeout_s: float = Field(default=20.0, gt=0)
     """Seconds without a byte after which a request is given up."""
     retries: int = Field(default=3, ge=0)
