@@ -6,6 +6,7 @@ hub_captioner.py.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,7 +79,7 @@ def learn_vocabulary(texts: Iterable[str], size: int) -> dict[str, Any]:
     return {"tokens": (*tokens, END), "merges": tuple(merges)}
 
 
-class WritingModel(nn.Module):
+class WritingModel(nn.Module, ABC):
     """A trainable encoder that looks with a decoder that writes: what every such captioner can do.
 
     Attributes:
@@ -141,9 +142,9 @@ class WritingModel(nn.Module):
         )
         return [text.strip() for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
 
+    @abstractmethod
     def described(self) -> dict[str, Any]:
         """What the card of its weights says of its architecture."""
-        raise NotImplementedError
 
     def matrices(self) -> tuple[str, ...]:
         """Patterns of the weight matrices that low-rank adapters change: attention and the layers between."""
