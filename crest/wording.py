@@ -67,8 +67,8 @@ _AGAIN: Final = re.compile(r"\b([^\W\d_]+(?: [^\W\d_]+){0,4}?)(?:,? \1)+\b", re.
 
 def quoted_words(text: str) -> list[str]:
     """What stands in double quotes, straight or curly, in order: the lettering that a description names."""
-    found = ("".join(groups) for groups in _QUOTED.findall(text))
-    return [" ".join(words.split()) for words in found if words.strip()]
+    found = [" ".join("".join(groups).split()) for groups in _QUOTED.findall(text)]
+    return [words for words in found if words]
 
 
 def unquoted(text: str) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from array import array
 from collections import Counter
 from collections.abc import Iterator
@@ -21,10 +20,10 @@ from numpy.typing import NDArray
 
 from crest.errors import DataError
 from crest.records import Caption, Record, hash_of, record_of
+from crest.wording import quoted_words
 from scraper.config import PackConfig
 from scraper.splits import Keys, Links, Numbers, place_of
 
-_QUOTED: Final = re.compile(r'"([^"]+)"|“([^”]+)”|„([^“”]+)[“”]|«([^»]+)»')
 NO_CAPTIONS: Final = -1
 """Offset in captions.jsonl of a picture that has the source's own words."""
 
@@ -71,11 +70,7 @@ def wordmarks(texts: list[str]) -> str:
 
     A lone letter is what too many clubs wear to say that two logos are related.
     """
-    quoted = {
-        " ".join(next(filter(None, found)).casefold().split())
-        for text in texts
-        for found in _QUOTED.findall(text)
-    }
+    quoted = {words.casefold() for text in texts for words in quoted_words(text)}
     return "\n".join(sorted(quoted)) if sum(map(str.isalnum, "".join(quoted))) > 1 else ""
 
 
