@@ -7,24 +7,20 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
-from crest.colours import COLOUR_WORDS, SPELLINGS, colour_words
+from crest.colours import colour_words
+from crest.wording import COLOUR_PARTS, FUNCTION_WORDS, unquoted
 
 FREQUENT_SHARE: Final = 0.01
 """Words of fewer captions are names, years and rarities, which no picture tells."""
-FUNCTION_WORDS: Final = frozenset((
-    "a", "an", "and", "are", "as", "at", "above", "below", "beside", "between", "by", "for", "from", "has",
-    "have", "in", "inside", "into", "is", "it", "its", "of", "on", "onto", "or", "over", "that", "the",
-    "their", "this", "to", "under", "upon", "was", "were", "which", "with", "within",
-))  # fmt: skip
-_COLOURS: Final = frozenset(word for name in (*COLOUR_WORDS, *SPELLINGS) for word in name.split())
-_QUOTED: Final = re.compile(r"[\"“][^\"”]*[\"”]")
 _WORD: Final = re.compile(r"[^\W\d_]+")
 
 
 def object_words(caption: str) -> set[str]:
-    """The words of a caption that are no colours, no function words and no lettering in quotes."""
-    words = set(_WORD.findall(_QUOTED.sub(" ", caption).lower()))
-    return words - _COLOURS - FUNCTION_WORDS
+    """The words of a caption that are no colours, no function words and no lettering in quotes.
+
+    As they are written, where `crest.wording.content_words` has stems: a captioner's `things` are such words.
+    """
+    return set(_WORD.findall(unquoted(caption).lower())) - COLOUR_PARTS - FUNCTION_WORDS
 
 
 def frequent_words(captions: Sequence[str]) -> frozenset[str]:

@@ -48,7 +48,8 @@ _IRREGULAR: Final = {
     "calves": "calf", "feet": "foot", "teeth": "tooth", "geese": "goose", "mice": "mouse", "men": "man",
     "women": "woman", "oxen": "ox", "axes": "axe", "gas": "gas", "bus": "bus", "lens": "lens",
 }  # fmt: skip
-_COLOURS: Final = frozenset(word for name in (*COLOUR_WORDS, *SPELLINGS) for word in name.split())
+COLOUR_PARTS: Final = frozenset(word for name in (*COLOUR_WORDS, *SPELLINGS) for word in name.split())
+"""The single words of which names of colours are made."""
 _QUOTED: Final = re.compile(r'"([^"“”]+)"|“([^"“”]+)”|«([^«»]+)»|„([^„“”]+)[“”]')
 _WORD: Final = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
 _ELLIPSIS: Final = re.compile(r"(…|\.\.\.)[\s\"”')\]]*$")
@@ -99,7 +100,7 @@ def content_words(text: str) -> list[str]:
     Left out are colours, function words, lettering in quotes and numbers.
     """
     words = (word.lower() for word in _WORD.findall(unquoted(text)))
-    named = (stem(word) for word in words if word not in FUNCTION_WORDS and word not in _COLOURS)
+    named = (stem(word) for word in words if word not in FUNCTION_WORDS and word not in COLOUR_PARTS)
     return list(dict.fromkeys(word for word in named if len(word) > 1))
 
 
@@ -148,7 +149,7 @@ def _is_generic_phrase(text: str, things: list[str]) -> bool:
 def _repeats(text: str) -> bool:
     if _AGAIN.search(" ".join(text.split())):
         return True
-    words = [stem(word) for word in _WORD.findall(text) if word.lower() not in FUNCTION_WORDS | _COLOURS]
+    words = [stem(word) for word in _WORD.findall(text) if word.lower() not in FUNCTION_WORDS | COLOUR_PARTS]
     return any(words.count(word) >= REPEATS for word in set(words))
 
 
