@@ -34,7 +34,7 @@ from scraper.answers import Answer, Answers
 from scraper.config import CaptionConfig, ScraperConfig
 from scraper.harvest import told
 from scraper.lint import SharedWords, reasons_of
-from scraper.own_words import own_captions as own_captions
+from scraper.own_words import own_captions
 
 RECORDS_BY: Final = "python -m scraper (make scrape)"
 MENDABLE: Final = ("damaged_picture", "api_")

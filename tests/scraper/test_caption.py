@@ -14,9 +14,10 @@ from crest.errors import ConfigError, DataError
 from crest.records import Caption, Record, hash_of, read_captions, read_json
 from scraper.answers import Answer, Answers
 from scraper.api_rounds import Asked as Picture
-from scraper.caption import check, main, own_captions
+from scraper.caption import check, main
 from scraper.collect import collect
 from scraper.describe import described
+from scraper.own_words import own_captions
 from tests.scraper.api_server import KEY, ApiServer, Asked, Said, good
 
 
