@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from crest.augment import Normal
     from crest.world import Draw
 
-    Cut = Callable[[NDArray[np.uint8], NDArray[np.int64], Draw, int], Tensor]
+    Cut = Callable[[NDArray[np.uint8], NDArray[np.int64], Draw, int, Normal], Tensor]
 
 SIDE_PX = 224
 BATCH = 64
@@ -88,13 +89,12 @@ def _reader(cut: Cut) -> Callable[[], Step]:
 
     def build() -> Step:
         import numpy as np
-        import torch
         from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
-        from crest.augment import cached_px
+        from crest.augment import Normal, cached_px
         from crest.pixels import open_pictures
         from crest.shards import Sample, write_shards
-        from crest.world import Draw
+        from crest.world import Draw, keep_freed_memory
 
         with tempfile.TemporaryDirectory() as folder:
             samples = [
@@ -105,10 +105,8 @@ def _reader(cut: Cut) -> Callable[[], Step]:
             write_shards(shards, {"train": samples}, samples_per_shard=PICTURES, parents={})
             # the map stays open when its file is removed
             pixels = open_pictures(shards, "train", cached_px(SIDE_PX)).pixels
-        mean, spread = (
-            torch.tensor(value).view(3, 1, 1) for value in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
-        )
-        scale, offset = 1 / spread, -mean / spread
+        keep_freed_memory()  # as open_world() does for every training on a CPU
+        normal = Normal.of(OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
         numbers = np.random.default_rng(0).permutation(PICTURES)
         steps = iter(range(1 << 30))
 
@@ -116,8 +114,7 @@ def _reader(cut: Cut) -> Callable[[], Step]:
             with _one_thread():
                 for first in range(0, PICTURES, BATCH):
                     draw = Draw(0, next(steps), 0, BATCH)
-                    batch = cut(pixels, numbers[first : first + BATCH], draw, SIDE_PX)
-                    batch = batch.mul_(scale).add_(offset)
+                    batch = cut(pixels, numbers[first : first + BATCH], draw, SIDE_PX, normal)
             return batch
 
         return step

@@ -7,6 +7,9 @@ other processes, sees the same pictures.
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -42,7 +45,29 @@ def shift(images: Tensor, draw: Draw, shift_px: int) -> Tensor:
     return torch.stack([padded[i, :, y : y + side, x : x + side] for i, (y, x) in enumerate(offsets)])
 
 
-def random_crop(pixels: NDArray[np.uint8], numbers: NDArray[np.int64], draw: Draw, side_px: int) -> Tensor:
+@dataclass(frozen=True)
+class Normal:
+    """What a CLIP wants pictures to be centred and scaled by, told for levels rather than for [0, 1]."""
+
+    gain: Tensor
+    """(3, 1, 1)"""
+    bias: Tensor
+    """(3, 1, 1)"""
+
+    @classmethod
+    def of(cls, mean: Sequence[float], std: Sequence[float]) -> Normal:
+        """From the mean and deviation of each channel in [0, 1], as model configs give them."""
+        centre, spread = (torch.tensor(value, dtype=torch.float64).view(3, 1, 1) for value in (mean, std))
+        return cls((1 / (255 * spread)).float(), (-centre / spread).float())
+
+
+def random_crop(
+    pixels: NDArray[np.uint8],
+    numbers: NDArray[np.int64],
+    draw: Draw,
+    side_px: int,
+    normal: Normal | None = None,
+) -> Tensor:
     """Cut a square of `side_px` out of each picture, anywhere.
 
     Args:
@@ -50,16 +75,33 @@ def random_crop(pixels: NDArray[np.uint8], numbers: NDArray[np.int64], draw: Dra
         numbers: (B,) which of them.
         draw: of B samples.
         side_px: at most S.
+        normal: centres and scales them in the same pass.
     Returns:
-        (B, 3, side_px, side_px) in [0, 1].
+        (B, 3, side_px, side_px), in [0, 1] without `normal`.
     """
     height, width = pixels.shape[2:]
     room = torch.tensor([height - side_px + 1, width - side_px + 1])
     corners = (draw.uniform(_PLACE, 2).cpu() * room).long().tolist()
-    cut = np.empty((len(numbers), pixels.shape[1], side_px, side_px), np.uint8)
-    for row, (number, (top, left)) in enumerate(zip(numbers.tolist(), corners, strict=True)):
-        cut[row] = pixels[number, :, top : top + side_px, left : left + side_px]
-    return torch.from_numpy(cut).float().div_(255.0)
+    cut = torch.empty((len(numbers), pixels.shape[1], side_px, side_px))
+    levels = _as_tensor(pixels)
+    for out, number, (top, left) in zip(cut, numbers.tolist(), corners, strict=True):
+        _to_floats(levels[number, :, top : top + side_px, left : left + side_px], normal, out)
+    return cut
+
+
+def _as_tensor(levels: NDArray[np.uint8]) -> Tensor:
+    """A view; torch warns of maps that cannot be written, which nobody does here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(levels)
+
+
+def _to_floats(levels: Tensor, normal: Normal | None, out: Tensor) -> None:
+    """One picture's levels as floats, while they are in the processor's cache."""
+    if normal is None:
+        out.copy_(levels).div_(255.0)
+    else:
+        torch.addcmul(normal.bias, levels, normal.gain, out=out)
 
 
 def random_resized_crop(
@@ -67,6 +109,7 @@ def random_resized_crop(
     numbers: NDArray[np.int64],
     draw: Draw,
     side_px: int,
+    normal: Normal | None = None,
     *,
     scale: tuple[float, float] = SCALE,
     ratio: tuple[float, float] = RATIO,
@@ -78,21 +121,22 @@ def random_resized_crop(
         numbers: (B,) which of them.
         draw: of B samples.
         side_px: of what comes out.
+        normal: centres and scales them in the same pass.
         scale: least and greatest share of the area.
         ratio: least and greatest width over height.
     Returns:
-        (B, 3, side_px, side_px) in [0, 1].
+        (B, 3, side_px, side_px), in [0, 1] without `normal`.
     """
     height, width = pixels.shape[2:]
     boxes = crop_boxes(draw, height, width, scale, ratio).tolist()
-    cut = torch.empty((len(numbers), pixels.shape[1], side_px, side_px), dtype=torch.uint8)
-    for row, (number, (top, left, high, wide)) in enumerate(zip(numbers.tolist(), boxes, strict=True)):
-        box = pixels[number, :, top : top + high, left : left + wide].copy()
+    cut = torch.empty((len(numbers), pixels.shape[1], side_px, side_px))
+    levels = _as_tensor(pixels)
+    for out, number, (top, left, high, wide) in zip(cut, numbers.tolist(), boxes, strict=True):
+        box = levels[number, :, top : top + high, left : left + wide].contiguous()
         # on levels, not floats: torch's own kernel for them is several times faster
-        cut[row] = F.interpolate(
-            torch.from_numpy(box)[None], (side_px, side_px), mode="bilinear", antialias=True
-        )[0]
-    return cut.float().div_(255.0)
+        square = F.interpolate(box[None], (side_px, side_px), mode="bilinear", antialias=True)
+        _to_floats(square[0], normal, out)
+    return cut
 
 
 def crop_boxes(

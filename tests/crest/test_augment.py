@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.functional import resized_crop
 
-from crest.augment import RATIO, SCALE, cached_px, crop_boxes, random_crop, random_resized_crop, shift
+from crest.augment import RATIO, SCALE, Normal, cached_px, crop_boxes, random_crop, random_resized_crop, shift
 from crest.world import Draw
 
 
@@ -87,6 +87,16 @@ def test_a_resized_crop_equals_torchvisions_of_the_same_box(pixels: NDArray[np.u
                 antialias=True,
             )
             assert float((got * 255 - wanted).abs().max()) < 1.01  # levels: torchvision goes by floats
+
+
+@pytest.mark.parametrize("cut", [random_crop, random_resized_crop])
+def test_pictures_are_centred_and_scaled_in_the_same_pass(
+    pixels: NDArray[np.uint8], cut: Callable[..., Tensor]
+) -> None:
+    mean, std = (0.48, 0.25, 0.6), (0.27, 0.5, 0.1)
+    plain, draw = cut(pixels, NUMBERS, Draw(0, 0, 0, 8), 24), Draw(0, 0, 0, 8)
+    wanted = (plain - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    assert torch.allclose(cut(pixels, NUMBERS, draw, 24, Normal.of(mean, std)), wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [SCALE, (0.08, 1.0)])

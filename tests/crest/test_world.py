@@ -1,6 +1,9 @@
 """Who computes, on what, in which arithmetic; and random numbers that belong to a sample alone."""
 
 import itertools
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -117,3 +120,24 @@ def test_one_process_is_a_world_of_its_own() -> None:
     with world.autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
     assert world.mean({"loss": 2.5}) == {"loss": 2.5}
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library frees as it likes")
+def test_freed_memory_serves_the_next_tensor() -> None:
+    """Pages that the system hands out a second time are counted by it."""
+    code = """
+import resource, torch
+from crest.world import keep_freed_memory
+def pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(10_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+given_back = pages()
+keep_freed_memory()
+pages()  # the first round finds room
+print(given_back, pages())
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    given_back, kept = map(int, ran.stdout.split())
+    assert kept < given_back / 10
