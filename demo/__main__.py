@@ -14,9 +14,10 @@ from collections.abc import Callable
 from typing import Final
 
 from crest.config import run_command
+from crest.errors import ConfigError
 from crest.interruption import heed
 from crest.records import read_json
-from demo.config import DemoConfig, load_step
+from demo.config import SYSTEMS, DemoConfig, load_step, step_path
 from demo.steps import STEPS, Journal, Plan, sources_of
 
 AGAIN: Final = "run make demo again to go on"
@@ -91,13 +92,19 @@ def _load_light_configs(config: DemoConfig) -> None:
 
     load_step(config, "data", ScraperConfig)
     load_step(config, "captioner", CaptionTrainConfig)
-    load_step(config, "captions", CaptionReportConfig)
+    captioners = load_step(config, "captions", CaptionReportConfig).report.systems
     load_step(config, "clip", ClipTrainConfig)
     load_step(config, "embed", EmbedConfig)
     load_step(config, "prior", PriorTrainConfig)
     load_step(config, "decoder_64", DecoderTrainConfig)
     load_step(config, "eval", EvalConfig)
     load_step(config, "survey", SurveyConfig)
+    names = {system.name for system in captioners}
+    if not names.issuperset(SYSTEMS):
+        raise ConfigError(
+            f"{step_path(config, 'captions')}: report.systems are {', '.join(sorted(names))}, expected "
+            f"{' and '.join(SYSTEMS)} among them, which the page compares; name them so."
+        )
 
 
 def _load_heavy_configs(config: DemoConfig) -> None:
@@ -218,7 +225,7 @@ def generate(config: DemoConfig, journal: Journal) -> None:
 
 def evaluate(config: DemoConfig, journal: Journal) -> None:
     """Judge by specification, by truth and by the reference CLIP."""
-    from caption_train.config import CaptionTrainConfig
+    from caption_train.report_config import CaptionReportConfig
     from crest.records import write_json
     from demo.hindsight import (
         check_captions,
@@ -241,14 +248,8 @@ def evaluate(config: DemoConfig, journal: Journal) -> None:
     )
     logos = list(league_logos(world.seed, world.leagues, world.clubs_per_league))
     figures |= check_captions(folder / "data", logos, out / "captions.jsonl")
-    captioner = load_step(config, "captioner", CaptionTrainConfig)
-    figures |= compare_captioners(
-        {"stock": str(captioner.model.start), "tuned": str(captioner.run.dir)},
-        captioner.data,
-        logos,
-        out / "captions_held_out.jsonl",
-        settings.eval.device,
-    )
+    answers = load_step(config, "captions", CaptionReportConfig).report.dir / "answers.jsonl"
+    figures |= compare_captioners(answers, folder / "data", logos, out / "captions_held_out.jsonl")
     clips = {name: system.clip for name, system in systems.items() if system.clip is not None}
     figures |= measure_retrieval(
         clips, folder / "data" / "shards", out / "retrieval.json", settings.eval.device

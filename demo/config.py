@@ -19,6 +19,8 @@ C = TypeVar("C", bound=FileConfig)
 
 HOME: Final = "out/demo"
 """The working folder that the configs in configs/demo name; another `place.dir` takes its place in them."""
+SYSTEMS: Final = ("stock", "tuned")
+"""What the page sets side by side, by the names that the steps' configs give them."""
 STOCK: Final = "stock/"
 """How configs name the shipped weights; another `place.stock` takes its place in them."""
 

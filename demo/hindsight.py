@@ -14,11 +14,11 @@ import numpy as np
 
 from crest.colours import COLOURS, SPELLINGS
 from crest.records import Split, read_captions, read_jsonl, read_records, write_json, write_jsonl
+from demo.config import SYSTEMS
 from demo.heraldry import CHARGES, SHAPES, Specification
 from demo.wording import OTHER_NAMES
 
 if TYPE_CHECKING:
-    from caption_train.config import CaptionDataConfig
     from crest.models.clip import ClipEncoder
     from crest.pixels import Pictures
     from demo.league import Logo
@@ -27,7 +27,6 @@ SIDE_PX: Final = 64
 CAPTION_ATTRIBUTES: Final = ("shape", "field_colour", "charge", "charge_colour")
 QUERIES: Final = 4
 FOUND: Final = 5
-CLIPS: Final = ("stock", "tuned")
 
 
 def judge_samples(
@@ -162,46 +161,38 @@ def _caption_shares(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, f
     return {**shares, f"{name}.all": whole / len(rows)}
 
 
-def compare_captioners(
-    captioners: Mapping[str, str], data: CaptionDataConfig, logos: Iterable[Logo], path: Path, device: str
-) -> dict[str, float]:
-    """Let captioners describe the crests whose clubs were held out from fine-tuning, and check what they say.
+def compare_captioners(answers: Path, data_dir: Path, logos: Iterable[Logo], path: Path) -> dict[str, float]:
+    """Check what the captioners said of crests whose clubs were held out from fine-tuning.
 
     Args:
-        captioners: "stock" and "tuned" -> weights.
-        data: what the tuned one learned from; its groups decide what is held out.
-        logos: the league's logos.
+        answers: answers.jsonl of the step `captions`.
+        data_dir: the scraper's data folder.
+        logos: the league's logos; a record's picture address names its logo.
         path: where one row a caption is written.
-        device: as in a config.
     Returns:
         `captioner.held_out.samples`, and per captioner, in [0, 1], `captioner.held_out.<name>.<attribute>`,
         `.all` and `.colour_word_f1` (against the human caption).
     """
-    from caption_train.data import is_whole, split_records
     from caption_train.words import word_scores
-    from crest.images import read_image
-    from crest.models.captioner import load_captioner
-    from crest.world import pick_device
 
-    truths = _truths_by_id(data.records, logos)
-    whole = [record for record in read_records(data.records / "records.jsonl") if is_whole(record)]
-    held_out = [record for record in split_records(whole, data.val_share)[1] if record.id in truths]
+    truths = _truths_by_id(data_dir, logos)
+    held_out = [row for row in read_jsonl(answers) if row["id"] in truths]
     figures: dict[str, float] = {"captioner.held_out.samples": len(held_out)}
     rows: list[dict[str, Any]] = []
-    if held_out:
-        pictures = [read_image(data.records / record.image) for record in held_out]
-        true = [str(record.caption) for record in held_out]
-        for name, place in captioners.items():
-            written = load_captioner(place, pick_device(device)).caption(pictures)
-            mine = [
-                {"id": record.id, "captioner": name, "text": text, **caption_marks(text, truths[record.id])}
-                for record, text in zip(held_out, written, strict=True)
-            ]
-            rows += mine
-            figures |= _caption_shares(mine, f"captioner.held_out.{name}")
-            figures[f"captioner.held_out.{name}.colour_word_f1"] = word_scores(written, true, ())[
-                "colour_word_f1"
-            ]
+    for name in SYSTEMS if held_out else ():
+        mine = [
+            {
+                "id": row["id"],
+                "captioner": name,
+                "text": row[name],
+                **caption_marks(row[name], truths[row["id"]]),
+            }
+            for row in held_out
+        ]
+        rows += mine
+        figures |= _caption_shares(mine, f"captioner.held_out.{name}")
+        scores = word_scores([row[name] for row in held_out], [row["human"][0] for row in held_out], ())
+        figures[f"captioner.held_out.{name}.colour_word_f1"] = scores["colour_word_f1"]
     write_jsonl(path, rows)
     return figures
 

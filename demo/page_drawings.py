@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from demo.config import SYSTEMS
 from demo.heraldry import CHARGES, COLOURS, FIELDS, SHAPES, Specification
 from demo.hindsight import confusions
 from demo.markup import image, text, title
 from demo.plots import Bar, Mark, bars, strip
-from demo.report import ATTRIBUTES, GOALS, SYSTEMS, Shown, label, per_cent
+from demo.report import ATTRIBUTES, GOALS, Shown, label, per_cent
 
 
 def scores(metrics: Mapping[str, Any]) -> str:

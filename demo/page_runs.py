@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from demo.config import DemoConfig
+from demo.config import SYSTEMS, DemoConfig
 from demo.hindsight import SIDE_PX
 from demo.markup import inline_image, scroll, table, text, title
 from demo.plots import curves
-from demo.report import GOAL_MINUTES, RUNS, SYSTEMS, label, per_cent
+from demo.report import GOAL_MINUTES, RUNS, label, per_cent
 from demo.steps import STEPS
 
 REASONS: Final[dict[str, str]] = {

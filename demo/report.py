@@ -16,11 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crest.records import read_json, read_jsonl, write_bytes, write_json, write_text
-from demo.config import DemoConfig
+from demo.config import SYSTEMS, DemoConfig
 from demo.steps import Journal
 
 ATTRIBUTES: Final = ("exact", "shape", "field", "field_colour", "charge", "charge_colour")
-SYSTEMS: Final = ("stock", "tuned")
 RUNS: Final = ("captioner", "clip", "prior", "decoder_64")
 GOALS: Final[dict[str, float]] = {
     "exact": 0.6,

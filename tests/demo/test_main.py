@@ -158,3 +158,13 @@ def test_typo_in_the_config_of_a_late_step_is_told_before_anything_runs(tmp_path
     assert ran.returncode == 1
     assert "optim.warmup_step is not a setting; did you mean optim.warmup_steps?" in ran.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_captioners_that_the_page_does_not_know_are_told_before_anything_runs(tmp_path: Path) -> None:
+    systems = '[{"name": "stock", "weights": "stock/captioner"}]'
+    changes = json.dumps([f"report.systems={systems}"])
+    words = ["--set", f"place.dir={tmp_path / 'out'}", "--set", f"place.changes.captions={changes}"]
+    ran = run([sys.executable, "-m", "demo", *words])
+    assert ran.returncode == 1
+    assert "report.systems are stock, expected stock and tuned among them" in ran.stderr
+    assert not (tmp_path / "out").exists()

@@ -71,6 +71,12 @@ def test_changed_config_makes_its_step_and_what_rests_on_it_stale(tmp_path: Path
     assert plan.reasons == ("a.json changed since prior ran",)
 
 
+def test_other_answers_of_the_captioners_are_judged_anew_and_nothing_is_drawn_anew(tmp_path: Path) -> None:
+    finish(Journal(tmp_path))
+    plan = Journal(tmp_path).plan({**SOURCES, "captions": {"a.json": "2"}})
+    assert names_of(plan.stale) == ["captions", "eval", "report"]
+
+
 def test_removed_result_is_made_again_with_what_rests_on_it(tmp_path: Path) -> None:
     finish(Journal(tmp_path))
     (tmp_path / "reports" / "tuned_against_stock" / "metrics.json").unlink()
