@@ -1,4 +1,4 @@
-"""The demo's twelve steps and the journal of what is finished, from what it was made and how long it took.
+"""The demo's thirteen steps and the journal of what is finished, from what it was made and how long it took.
 
 Light on purpose: a finished demo must say so before anything heavy is imported. Trains and draws nothing.
 """

@@ -84,7 +84,7 @@ def test_demo_goes_on_after_an_interruption_and_ends_with_the_page(command: Call
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            if line.startswith("[2/12]"):
+            if line.startswith("[2/13]"):
                 time.sleep(0.3)
                 process.send_signal(signal.SIGINT)
                 break
@@ -93,8 +93,8 @@ def test_demo_goes_on_after_an_interruption_and_ends_with_the_page(command: Call
     assert said.strip().splitlines()[-1] == "interrupted in captioner; run make demo again to go on"
     ran = run(command())
     assert ran.returncode == 0, ran.stderr
-    assert "going on; 1 of 12 steps were finished before" in ran.stdout
-    assert "[1/12]" not in ran.stdout
+    assert "going on; 1 of 13 steps were finished before" in ran.stdout
+    assert "[1/13]" not in ran.stdout
     assert f"the page is {folder / 'report' / 'index.html'}" in ran.stdout
     metrics = read_json(folder / "report" / "metrics.json")
     assert metrics["prompts"] == 4
@@ -127,10 +127,10 @@ def test_changed_setting_starts_afresh_from_its_step_only(command: Callable[...,
     assert ran.returncode == 0, ran.stderr
     assert "prompts changed since generate ran; starting afresh: generate, eval, survey, report" in ran.stdout
     assert [line[1:3].rstrip("/") for line in ran.stdout.splitlines() if "…" in line and line[0] == "["] == [
-        "9",
         "10",
         "11",
         "12",
+        "13",
     ]
     assert read_json(out(command()) / "report" / "metrics.json")["prompts"] == 5
 
