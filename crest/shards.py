@@ -2,7 +2,7 @@
 
 A sample is `<id>.png` (alpha kept; webp and jpg on request), `<id>.txt` (its caption) and `<id>.json` (what
 is known of it). Reading stops at the first damage unless it is told how much of it to skip. Refuses to decode
-pictures, but for `check_shards`: that is crest/pixels.py.
+pictures, but for `look_through`: that is crest/pixels.py.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+from PIL import Image
 from tqdm import tqdm
 
 from crest.errors import DataError
@@ -37,6 +38,7 @@ _MTIME: Final = 0.0
 """As webdataset's writer was given it, by which the shards of published weights were written: a float costs
 a further header a member, but they keep their hashes."""
 PICTURE_KINDS: Final = ("png", "jpg", "jpeg", "webp")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -267,61 +269,84 @@ def check_shards(folder: Path) -> list[Problem]:
     Raises:
         DataError: there are no finished shards.
     """
+    looked_at = look_through(folder, lambda tar, sample, picture: None)
+    return [found for found in looked_at if found is not None]
+
+
+def look_through(folder: Path, look: Callable[[str, Sample, Image.Image], T]) -> Iterator[Problem | T]:
+    """What is wrong with finished shards, as `check_shards` tells it, and what a look at the rest gives.
+
+    Args:
+        folder: of shards.
+        look: gets a tar's name, a sample and its decoded picture; called by several threads at once.
+    Yields:
+        in the order of the manifest's tars; a few samples are in memory at a time.
+    Raises:
+        DataError: there are no finished shards.
+    """
     manifest = any_manifest(folder)
-    problems: list[Problem] = []
     hashes: dict[str, str] = {}
+    are_well = True
     for name in tqdm(manifest.files, desc="check shards", unit="tar", disable=None):
-        problems += _check_tar(folder / name, manifest, hashes)
+        for found in _looked_through(folder / name, manifest, hashes, look):
+            are_well &= not isinstance(found, Problem)
+            yield found
     for path in sorted(folder.glob("*.tar")):
         if path.name not in manifest.files:
+            are_well = False
             said = f"{path}: is not in manifest.json; remove it or run {MADE_BY} again."
-            problems.append(Problem("unknown", path.name, "", said, 0))
-    if not problems and hash_of(hashes) != manifest.hash:
+            yield Problem("unknown", path.name, "", said, 0)
+    if are_well and hash_of(hashes) != manifest.hash:
         said = f"{folder}: the tars are not those that manifest.json was made of; run {MADE_BY} again."
-        problems.append(Problem("wrong_hash", "", "", said, 0))
-    return problems
+        yield Problem("wrong_hash", "", "", said, 0)
 
 
-def _check_tar(path: Path, manifest: Manifest, hashes: dict[str, str]) -> list[Problem]:
+def _looked_through(
+    path: Path, manifest: Manifest, hashes: dict[str, str], look: Callable[[str, Sample, Image.Image], T]
+) -> Iterator[Problem | T]:
     noted = manifest.details.get("tars", {}).get(path.name, {})
     if not path.exists():
         said = f"{path}: is missing; run {MADE_BY} again."
-        return [Problem("missing", path.name, "", said, _samples_of(manifest, path.name))]
-    problems = []
+        yield Problem("missing", path.name, "", said, _samples_of(manifest, path.name))
+        return
 
-    def note(reason: str, what: str) -> None:
-        said = f"{path}: {what}; run {MADE_BY} again."
-        problems.append(Problem(reason, path.name, "", said, 0))
+    def problem(reason: str, what: str) -> Problem:
+        return Problem(reason, path.name, "", f"{path}: {what}; run {MADE_BY} again.", 0)
 
+    are_well, count = True, 0
     found = hashes[path.name] = file_hash(path)
     if path.stat().st_size != manifest.files[path.name]:
-        note("wrong_size", f"is {path.stat().st_size} bytes, expected {manifest.files[path.name]}")
+        are_well = False
+        yield problem("wrong_size", f"is {path.stat().st_size} bytes, expected {manifest.files[path.name]}")
     if found != noted.get("sha256", found):
-        note("wrong_hash", f"has the SHA-256 {found[:16]}…, expected {noted['sha256'][:16]}…")
-    entries = list(_checked(path, _samples_of(manifest, path.name)))
-    problems += [entry for entry in entries if entry is not None]
-    if noted and not problems and len(entries) != noted["samples"]:
-        note("wrong_count", f"holds {len(entries)} samples, expected {noted['samples']}")
-    return problems
+        are_well = False
+        yield problem("wrong_hash", f"has the SHA-256 {found[:16]}…, expected {noted['sha256'][:16]}…")
+    for one in _decoded(path, _samples_of(manifest, path.name), look):
+        are_well, count = are_well and not isinstance(one, Problem), count + 1
+        yield one
+    if noted and are_well and count != noted["samples"]:
+        yield problem("wrong_count", f"holds {count} samples, expected {noted['samples']}")
 
 
-def _checked(path: Path, expected: int) -> Iterator[Problem | None]:
-    """What is wrong with each sample of a tar, its picture decoded."""
+def _decoded(
+    path: Path, expected: int, look: Callable[[str, Sample, Image.Image], T]
+) -> Iterator[Problem | T]:
+    """What is wrong with each sample of a tar, or what a look at its picture gives."""
 
-    def check(found: Sample | Problem) -> Problem | None:
+    def seen(found: Sample | Problem) -> Problem | T:
         if isinstance(found, Problem):
             return found
         try:
-            decode(found.image, f"{path}: sample {found.id}")
+            picture = decode(found.image, f"{path}: sample {found.id}")
         except DataError as error:
             return Problem("broken_picture", path.name, found.id, str(error))
-        return None
+        return look(path.name, found, picture)
 
     cores = os.cpu_count() or 1
     entries = read_one(path, expected)
     with ThreadPoolExecutor(cores) as pool:
         while some := list(islice(entries, 16 * cores)):
-            yield from pool.map(check, some)
+            yield from pool.map(seen, some)
 
 
 def png_bytes(picture: Any) -> bytes:

@@ -5,13 +5,10 @@ Reads the packed pictures themselves and compares them anew; writes verify.json.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from array import array
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
@@ -26,6 +23,7 @@ from scraper.splits import SHARED_WORDS
 if TYPE_CHECKING:  # numpy and PIL would slow --help down
     import numpy as np
     from numpy.typing import NDArray
+    from PIL.Image import Image
 
     from crest.shards import Sample
     from scraper.likeness import Look
@@ -82,18 +80,22 @@ def verify(config: ScraperConfig) -> Report:
     Raises:
         DataError: there are no finished shards.
     """
-    from crest.shards import any_manifest, check_shards
+    from crest.shards import Problem, any_manifest, look_through
+    from scraper.likeness import look_at
+
+    def seen_as(tar: str, sample: Sample, picture: Image) -> tuple[int, Sample, Look]:
+        return SPLITS.index(tar.partition("-")[0]), sample, look_at(picture)
 
     shards_dir = config.data.dir / "shards"
-    report = Report()
-    for problem in check_shards(shards_dir):
-        report.note(problem.reason, problem.said)
-    manifest = any_manifest(shards_dir)
-    _check_lineage(config.data.dir, manifest, report)
+    manifest, report = any_manifest(shards_dir), Report()
     with tempfile.TemporaryFile(dir=config.data.dir) as spool:
         seen = _Seen(spool)
-        for split, sample, look in _looked_at(shards_dir, manifest):
-            seen.add(split, sample, look)
+        for found in look_through(shards_dir, seen_as):
+            if isinstance(found, Problem):
+                report.note(found.reason, found.said)
+            else:
+                seen.add(*found)
+        _check_lineage(config.data.dir, manifest, report)
         if len(seen):
             seen.check(config.screen, report)
     return report
@@ -117,35 +119,6 @@ def _check_lineage(folder: Path, manifest: Manifest, report: Report) -> None:
                 f"{folder / 'shards'}: made of {name} {manifest.parents.get(name)}, but those of now are "
                 f"{found}; run python -m scraper.pack (make shards) again.",
             )
-
-
-def _looked_at(shards_dir: Path, manifest: Manifest) -> Iterator[tuple[int, Sample, Look]]:
-    """(number of the split, sample, its look) of every sample that can be read; a few are in memory."""
-    from tqdm import tqdm
-
-    from crest.images import decode
-    from crest.shards import Sample, read_one
-    from scraper.likeness import look_at
-
-    def look(sample: Sample) -> tuple[Sample, Look] | None:
-        try:
-            return sample, look_at(decode(sample.image, sample.id))
-        except DataError:
-            return None  # check_shards has named it
-
-    cores = os.cpu_count() or 1
-    with (
-        ThreadPoolExecutor(cores) as pool,
-        tqdm(total=sum(manifest.counts.values()), desc="compare", unit="logo", disable=None) as bar,
-    ):
-        for number, split in enumerate(SPLITS):
-            for name in sorted(name for name in manifest.files if name.startswith(f"{split}-")):
-                samples = (one for one in read_one(shards_dir / name, 0) if isinstance(one, Sample))
-                while some := list(islice(samples, 16 * cores)):
-                    bar.update(len(some))
-                    for found in pool.map(look, some):
-                        if found is not None:
-                            yield number, *found
 
 
 class _Seen:

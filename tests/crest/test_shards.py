@@ -12,7 +12,15 @@ from PIL import Image
 
 from crest.errors import DataError
 from crest.records import Manifest, read_json, write_json
-from crest.shards import Problem, Sample, check_shards, png_bytes, read_samples, write_shards
+from crest.shards import (
+    Problem,
+    Sample,
+    check_shards,
+    look_through,
+    png_bytes,
+    read_samples,
+    write_shards,
+)
 from crest.tars import TarPart, entry_of, read_tar, write_tar
 
 Picture = Image.Image
@@ -201,6 +209,23 @@ def test_a_tar_of_fewer_samples_is_found_even_with_its_hash_forged(
     manifest["details"]["tars"][path.name]["sha256"] = file_hash(path)
     write_json(folder / "manifest.json", manifest)
     assert ("wrong_count", path.name, "") in reasons(folder)
+
+
+def test_look_through_shows_each_whole_picture_once_and_names_the_others(
+    tmp_path: Path, logos: list[Picture]
+) -> None:
+    samples = [Sample(name, png_bytes(logos[n]), name, {}) for n, name in enumerate("abcd")]
+    write_shards(tmp_path, {"train": samples[:3], "val": samples[3:]}, samples_per_shard=2, parents={})
+    path = tmp_path / "train-000000.tar"
+    members = dict(read_tar(path))
+    write_tar(path, [("a", members["a"]), ("b", {**members["b"], "png": members["b"]["png"][:60]})])
+    found = list(look_through(tmp_path, lambda tar, sample, picture: (tar, sample.id, picture.size)))
+    assert [one for one in found if not isinstance(one, Problem)] == [
+        ("train-000000.tar", "a", logos[0].size),
+        ("train-000001.tar", "c", logos[2].size),
+        ("val-000000.tar", "d", logos[3].size),
+    ]
+    assert [one.sample for one in found if isinstance(one, Problem) and one.sample] == ["b"]
 
 
 def test_problems_are_told_in_full() -> None:
