@@ -22,7 +22,7 @@ from scraper.harvest import Harvest, told
 from scraper.likeness import look_to_json
 from scraper.opt_out import page_opt_out
 from scraper.pages import is_login, page_text, refusal_of_empty
-from scraper.pictures import keep_picture
+from scraper.store import keep_picture
 from scraper.refused import Refused, Unreachable
 from scraper.sites import Card, Visit, WebSite, web_site
 
@@ -163,8 +163,8 @@ class _Crawler:
         try:
             result, follow = future.result()
         except Refused as refusal:
-            is_home = urlsplit(visit.url).netloc == urlsplit(self._config.source.root_url).netloc
-            if isinstance(refusal, Unreachable) and is_home:
+            home = _place(self._config.source.root_url)
+            if isinstance(refusal, Unreachable) and _place(refusal.url) == home:  # not where it redirects to
                 raise FetchError(str(refusal)) from None
             instead = self._next_best.get(visit.url)
             self._frontier.failed(visit, refusal.reason, [Visit(instead, "image")] if instead else [])
@@ -176,3 +176,9 @@ class _Crawler:
     def _note_choices(self, cards: Iterable[Card]) -> None:
         for card in cards:
             self._next_best.update(zip(card.image_urls, card.image_urls[1:], strict=False))
+
+
+def _place(url: str) -> tuple[str | None, int | None]:
+    """Name and port of a host; the ports that go without saying are none."""
+    parts = urlsplit(url)
+    return parts.hostname, None if parts.port in (80, 443) else parts.port

@@ -175,6 +175,16 @@ def test_cards_after_a_failing_one_are_kept(league, server, shelf, as_card, draw
     assert titles == ["Club 0", "Club 2", "Club 3", "Club 4"]
 
 
+def test_redirect_to_a_dead_host_is_counted_and_does_not_end_the_run(league, server, shelf):
+    league(3)
+    server.script["/up/club1_1990-1999.png"] = []
+    away = {"Location": "http://localhost:9/a.png"}
+    server.say("/up/club1_1990-1999.png", "", status=302, headers=away)
+    collect(shelf.config())
+    assert report_of(shelf)["dropped"] == {"unreachable": 1}
+    assert report_of(shelf)["counts"]["kept"] == 2
+
+
 def test_same_picture_on_two_pages_is_kept_once(server, shelf, as_card, draw, as_png):
     """Seed 002 kept a logo as often as a page showed it."""
     for name in ("a_1990.png", "b_1990.png"):
