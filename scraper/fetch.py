@@ -281,7 +281,7 @@ class Fetcher:
                 return reply
             self._wire.spare(reply)
             try:
-                here = urljoin(here, target)
+                here = urljoin(here, _as_sent(target))
             except ValueError as error:
                 raise bad_url(target, str(error)) from None
         raise Refused(
@@ -313,6 +313,14 @@ def _that_matter(headers: urllib3.HTTPHeaderDict) -> dict[str, str]:
     found = {name: "\n".join(headers.getlist(name)) for name in HEADERS if name in headers}
     licences = [value for value in headers.getlist("link") if "license" in value.lower()]
     return {**found, "link": ", ".join(licences)} if licences else found
+
+
+def _as_sent(header: str) -> str:
+    """A header in UTF-8 where that is what came; the library reads every one as Latin-1."""
+    try:
+        return header.encode("latin-1").decode()
+    except UnicodeError:
+        return header
 
 
 def _iso(unix_time: float) -> str:

@@ -122,7 +122,7 @@ class Wire:
         """Read a short body that nobody needs, so that its connection can be used again."""
         said = reply.headers.get("Content-Length", "")
         try:
-            if reply.status == 304 or (said.isdigit() and int(said) <= _BLOCK):
+            if reply.status == 304 or (said.isdecimal() and float(said) <= _BLOCK):
                 self.body(reply)
                 return
         except (Refused, Again):
@@ -145,7 +145,8 @@ class Wire:
     def _body(self, reply: Reply) -> bytes:
         url, said = reply.url, reply.headers.get("Content-Length", "")
         blocks: list[bytes] = []
-        size_bytes = int(said) if said.isdigit() and int(said) > self._limit else 0
+        is_large = said.isdecimal() and float(said) > self._limit  # float: thousands of digits are no error
+        size_bytes = self._limit + 1 if is_large else 0
         try:
             while size_bytes <= self._limit and (block := reply.response.read1(_BLOCK, decode_content=True)):
                 size_bytes += len(block)
@@ -198,9 +199,9 @@ def _retry_after_s(value: str | None) -> float | None:
     """Seconds from a Retry-After header, which holds seconds or a date."""
     if not value:
         return None
-    if value.strip().isdigit():
+    if value.strip().isdecimal():
         return float(value)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None

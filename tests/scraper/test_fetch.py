@@ -8,7 +8,7 @@ import pytest
 
 from crest.errors import FetchError
 from scraper.config import FetchConfig
-from scraper.fetch import Fetcher
+from scraper.fetch import CLOSED_S, Fetcher
 from scraper.refused import Refused, Unreachable
 
 
@@ -134,6 +134,12 @@ def test_redirect_is_followed_and_told(server, fetcher):
     assert fetcher().get(f"{server.url}/a").final_url == f"{server.url}/b"
 
 
+def test_redirect_in_raw_utf_8_is_followed(server, fetcher):
+    server.say("/a", "", status=302, headers={"Location": "/café".encode().decode("latin-1")})
+    server.say("/caf%C3%A9", "hello")
+    assert fetcher().get(f"{server.url}/a").content == b"hello"
+
+
 def test_no_network_is_told_at_once_in_one_sentence(fetcher):
     started = time.monotonic()
     with pytest.raises(Unreachable) as refused:
@@ -227,15 +233,24 @@ def test_fetcher_without_a_cache_leaves_nothing_on_disk(server, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_host_that_is_down_is_asked_once_in_a_while(fetcher):
-    slept: list[float] = []
-    fetch = fetcher(slept)
+def test_host_that_is_down_is_asked_once_in_a_while():
+    now = [0.0]
+    settings = FetchConfig(delay_s=0, allow_hosts=("127.0.0.1",), timeout_s=0.1, retries=0)
+    fetch = Fetcher(settings, None, clock=lambda: now[0])
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
-    for _ in range(3):
+    with pytest.raises(Unreachable):
+        fetch.get(f"http://127.0.0.1:{port}/a")
+    with socket.create_server(("127.0.0.1", port)) as listening:  # it is up again, and says nothing
+        listening.setblocking(False)
         with pytest.raises(Unreachable):
             fetch.get(f"http://127.0.0.1:{port}/a")
-    assert len(slept) == 0
+        with pytest.raises(BlockingIOError):
+            listening.accept()
+        now[0] = CLOSED_S + 1
+        with pytest.raises(Refused):
+            fetch.get(f"http://127.0.0.1:{port}/a")
+        listening.accept()[0].close()
 
 
 def test_threads_that_meet_a_host_at_once_read_its_robots_once(server, fetcher):

@@ -29,6 +29,9 @@ def dripping() -> Iterator[str]:
                 client.sendall(b"HTTP/1.1 404 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
             elif path == b"/chunks":
                 client.sendall(ok + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n5\r\nhe")
+            elif path in (b"/digits", b"/square"):
+                said = b"9" * 5000 if path == b"/digits" else b"\xb2"  # a digit to Python, and no number
+                client.sendall(ok + b"Connection: close\r\nContent-Length: " + said + b"\r\n\r\nhello")
             else:
                 client.sendall(ok + (b"Content-Length: 9999\r\n\r\n" if path == b"/body" else b"X-Slow: "))
                 while not closing.wait(0.02):
@@ -205,6 +208,14 @@ def test_compressed_bomb_is_refused_without_being_unpacked(server, fetcher):
 
 def test_chunked_answer_that_breaks_off_is_truncated(dripping, fetcher):
     assert reason_of(fetcher(retries=0), f"{dripping}/chunks") == "truncated"
+
+
+def test_sizes_and_waits_that_are_no_numbers_end_no_run(dripping, server, fetcher):
+    assert reason_of(fetcher(), f"{dripping}/digits") == "too_large"
+    assert fetcher().get(f"{dripping}/square").content == b"hello"
+    for said in ("9" * 5000, "\u00b2", "Mon, 01 Jan 0001 00:00:00 -0000"):
+        server.say("/a", b"", status=503, headers={"Retry-After": said})
+    assert reason_of(fetcher(retries=2), f"{server.url}/a") == "http_503"
 
 
 def test_contact_that_cannot_be_sent_is_told_at_once(fetcher):
