@@ -31,7 +31,7 @@ class Robots:
         path = unquote(parts.path or "/")
         if "/." in path:  # as the server will read it
             path = f"/{posixpath.normpath(path).lstrip('/')}" + "/" * path.endswith("/")
-        path += f"?{parts.query}" if parts.query else ""
+        path += f"?{unquote(parts.query)}" if parts.query else ""
         best, is_allowed = -1, True
         for pattern, allowed in self.rules:
             longer = len(pattern) > best or (len(pattern) == best and allowed)
@@ -43,7 +43,7 @@ class Robots:
 def _matches(pattern: str, path: str) -> bool:
     """Whether the path begins as the pattern says; each part is sought once, so no pattern takes long."""
     is_anchored = pattern.endswith("$")
-    first, *rest = unquote(pattern.removesuffix("$")).split("*")
+    first, *rest = (unquote(part) for part in pattern.removesuffix("$").split("*"))
     if not path.startswith(first):
         return False
     at, last = len(first), rest.pop() if rest else None

@@ -72,6 +72,10 @@ def test_nonsense_allows_everything() -> None:
         ("/a*a$", "/a", False),
         ("/a**b", "/ab", True),
         ("$", "/", False),
+        ("/s?q=a%20b", "/s?q=a%20b&x", True),
+        ("/s?q=%41", "/s?q=A", True),
+        ("/a%2Ab", "/axb", False),
+        ("/a%2Ab", "/a*b", True),
     ],
 )
 def test_wildcards(pattern: str, path: str, matches: bool) -> None:
