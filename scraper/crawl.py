@@ -149,7 +149,7 @@ class _Crawler:
 
     def _page(self, visit: Visit, answer: Answer) -> tuple[Any, list[Visit]]:
         html = page_text(answer)
-        said = self._config.fetch.respect_opt_out and page_opt_out(answer.content, self._agent)
+        said = self._config.fetch.respect_opt_out and page_opt_out(html, self._agent)
         if said:
             sentence = f"{visit.url}: asks not to be used for training ({said}); leave it out."
             raise Refused("opt_out_meta", sentence)

@@ -14,7 +14,9 @@ from typing import Final
 OPT_OUTS: Final = frozenset({"noai", "noimageai", "noml"})
 _WITH_VALUE: Final = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
 """Directives that are followed by a colon themselves; any other word before a colon is a user agent."""
-_META: Final = re.compile(rb"<meta\b[^<>]{0,2000}>", re.I)
+_AGENT: Final = re.compile(r"\D\S*")
+"""Unlike the end of a date that holds a comma: unavailable_after: Wed, 25 Jun 2030 15:00:00 GMT."""
+_META: Final = re.compile(r"<meta\b[^<>]{0,2000}>", re.I)
 _LOOKED_AT: Final = 500_000
 
 
@@ -29,7 +31,7 @@ def directives(value: str, agent: str) -> Iterator[str]:
         is_ours = True
         for part in line.split(","):
             name, colon, rest = part.strip().partition(":")
-            if colon and name.strip() not in _WITH_VALUE:
+            if colon and name.strip() not in _WITH_VALUE and _AGENT.fullmatch(name.strip()):
                 is_ours, name = name.strip() == agent, rest
             if is_ours:
                 yield name.strip()
@@ -46,7 +48,7 @@ def header_opt_out(headers: Mapping[str, str], agent: str) -> str:
     return ""
 
 
-def page_opt_out(page: bytes, agent: str) -> str:
+def page_opt_out(page: str, agent: str) -> str:
     """What in a page's meta elements asks not to use it for training; empty when nothing does."""
     for name, content in _metas(page):
         words = {word.strip() for word in re.split(r"[,\s]+", content)}
@@ -58,21 +60,21 @@ def page_opt_out(page: bytes, agent: str) -> str:
     return ""
 
 
-def _metas(page: bytes) -> Iterable[tuple[str, str]]:
+def _metas(page: str) -> Iterable[tuple[str, str]]:
     """Name and content of the meta elements, in lower case; those in comments are none."""
     reader = _MetaReader()
     for tag in _META.findall(_without_comments(page[:_LOOKED_AT])):
-        reader.feed(tag.decode("utf-8", errors="replace"))
+        reader.feed(tag)
     return reader.found
 
 
-def _without_comments(page: bytes) -> bytes:
+def _without_comments(page: str) -> str:
     kept, at = [], 0
-    while (start := page.find(b"<!--", at)) >= 0:
+    while (start := page.find("<!--", at)) >= 0:
         kept.append(page[at:start])
-        end = page.find(b"-->", start + 4)
+        end = page.find("-->", start + 4)
         at = len(page) if end < 0 else end + 3
-    return b"".join((*kept, page[at:]))
+    return "".join((*kept, page[at:]))
 
 
 class _MetaReader(HTMLParser):

@@ -97,6 +97,13 @@ def test_pages_and_pictures_that_ask_not_to_be_used_are_left_out_and_counted(
     assert report_of(other)["counts"]["pictures"] == 3
 
 
+def test_page_in_another_encoding_is_heeded_as_well(server, shelf, as_card):
+    shy = '<html><head><meta name="robots" content="noai"></head><body>'
+    server.say("/league-primary-logo/", (shy + as_card("a_1990.png", "A")).encode("utf-16"))
+    with pytest.raises(DataError, match=r"it asks not to be used for training.*opt_out_meta 1"):
+        collect(shelf.config())
+
+
 def test_changed_site_is_told_with_selector_page_and_the_page_kept(server, shelf):
     server.say("/league-primary-logo/", "<html><h1>Our new look</h1><p>All logos moved.</p></html>")
     with pytest.raises(DataError) as failure:

@@ -19,6 +19,7 @@ US = "crest-scraper"
         "otherbot: noindex, crest-scraper: noai",
         "otherbot: noindex\nnoai",
         "unavailable_after: 25 Jun 2030 15:00:00 PST, noai",
+        "unavailable_after: Wed, 25 Jun 2030 15:00:00 GMT, noai",
         "max-image-preview: large, noimageai",
     ],
 )
@@ -37,6 +38,7 @@ def test_header_that_is_meant_for_us_is_heeded(value: str) -> None:
         "noaid",
         "otherbot: noai\ncrest-scraper: noindex",
         "max-snippet: -1",
+        "otherbot: unavailable_after: Wed, 25 Jun 2030 15:00:00 GMT, noai",
     ],
 )
 def test_header_for_others_or_of_another_matter_is_not(value: str) -> None:
@@ -60,7 +62,7 @@ def test_reservation_of_text_and_data_mining_is_heeded() -> None:
     ],
 )
 def test_meta_element_that_is_meant_for_us_is_heeded(meta: str) -> None:
-    assert page_opt_out(f"<html><head>{meta}</head><body></body></html>".encode(), US)
+    assert page_opt_out(f"<html><head>{meta}</head><body></body></html>", US)
 
 
 @pytest.mark.parametrize(
@@ -76,9 +78,9 @@ def test_meta_element_that_is_meant_for_us_is_heeded(meta: str) -> None:
     ],
 )
 def test_meta_element_for_others_or_of_another_matter_is_not(meta: str) -> None:
-    assert page_opt_out(f"<html><head>{meta}</head></html>".encode(), US) == ""
+    assert page_opt_out(f"<html><head>{meta}</head></html>", US) == ""
 
 
 def test_hostile_page_takes_no_time() -> None:
-    for piece in (b"<meta ", b"<!--", b"<meta name=robots content=", b"<"):
+    for piece in ("<meta ", "<!--", "<meta name=robots content=", "<"):
         assert page_opt_out(piece * 400_000, US) == ""
