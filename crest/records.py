@@ -107,7 +107,7 @@ def content_id(content: bytes) -> str:
 def hash_of(*parts: Any) -> str:
     """A stable hash of JSON-able values: the first 16 hex digits of the SHA-256 of their canonical JSON."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]  # a file may be called so
 
 
 def file_hash(path: Path) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 from scraper.config import SourceConfig
 from scraper.harvest import Drop
@@ -112,6 +112,26 @@ class Listing:
     """changes when the source does"""
     size: int | None = None
     """how many entries there are, where that is known beforehand"""
+
+
+def writable(entries: Iterable[Item | Drop]) -> Iterator[Item | Drop]:
+    """Entries with a question mark for what no UTF-8 can hold: a byte of a file's name, half an emoji."""
+    for entry in entries:
+        if isinstance(entry, Drop):
+            yield replace(entry, what=_writable(entry.what))
+        else:
+            said = {name: _writable(value) for name, value in vars(entry.card).items()}
+            yield replace(entry, card=replace(entry.card, **said), where=_writable(entry.where))
+
+
+def _writable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode(errors="replace").decode()
+    if isinstance(value, tuple):
+        return tuple(map(_writable, value))
+    if isinstance(value, Mapping):
+        return {_writable(name): _writable(one) for name, one in value.items()}
+    return value
 
 
 class LocalSource(Protocol):

@@ -21,7 +21,7 @@ from scraper.config import SourceConfig
 from scraper.cut_text import tidy
 from scraper.harvest import Drop
 from scraper.refused import Refused
-from scraper.sites import Card, Item, Listing
+from scraper.sites import Card, Item, Listing, writable
 from scraper.sites.caption_rows import PICTURE_SUFFIXES, Row, read_table, read_text, row_of
 
 GROUP_COLUMNS: Final = ("group", "brand", "team", "club")
@@ -62,7 +62,7 @@ class Folder:
         prompt = tidy(source.prompt or "")
         stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in tables]
         return Listing(
-            entries=_entries(shelf, prompt),
+            entries=writable(_entries(shelf, prompt)),
             fingerprint=hash_of(files, stats),
             size=len(shelf.pictures) + len(shelf.dropped),
         )

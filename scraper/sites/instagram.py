@@ -21,7 +21,7 @@ from crest.records import hash_of, write_json
 from scraper.config import SourceConfig
 from scraper.cut_text import tidy
 from scraper.harvest import Drop
-from scraper.sites import Card, Item, Listing
+from scraper.sites import Card, Item, Listing, writable
 from scraper.sites.folder import reading
 
 PICTURE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp", ".heic", ".avif")
@@ -105,7 +105,7 @@ class Instagram:
             state = f"holds {len(files)} files but no picture" if files else "is empty"
             raise DataError(f"{source.path}: {state}, expected {shown}.")
         stats = [(name, path.stat().st_size, path.stat().st_mtime_ns) for name, path in files.items()]
-        return Listing(_entries(files, tidy(source.prompt or "")), hash_of(stats))
+        return Listing(writable(_entries(files, tidy(source.prompt or ""))), hash_of(stats))
 
 
 def fetch(profile: str, folder: Path, posts: int) -> None:
@@ -213,7 +213,11 @@ def _entries(files: Mapping[str, Path], prompt: str) -> Iterator[Item | Drop]:
                 continue
         text = "" if node else _text(files.get(post.text))
         filmed = _filmed(node) | {number for number, _ in post.videos}
+        shown = {number for number, _ in (*post.videos, *post.pictures)}
         yield from (Drop("video", name) for _, name in post.videos)
+        yield from (Drop("video", f"{base}: slide {number}") for number in sorted(filmed - shown - {0}))
+        if filmed == {0} and not shown:
+            yield Drop("video", base)
         for number, name in sorted(post.pictures):
             if number in filmed:
                 yield Drop("video_thumbnail", name)

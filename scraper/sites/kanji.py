@@ -22,7 +22,7 @@ from scraper.config import SourceConfig
 from scraper.cut_text import tidy
 from scraper.harvest import Drop
 from scraper.refused import Refused
-from scraper.sites import Card, Item, Listing
+from scraper.sites import Card, Item, Listing, writable
 
 LICENCE: Final = "KanjiVG by Ulrich Apel, CC BY-SA 3.0; KANJIDIC2 by EDRDG, CC BY-SA 4.0"
 STROKE_WIDTH: Final = 4.5
@@ -60,7 +60,7 @@ class Kanji:
         _check(dictionary)
         stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in drawings.values()]
         stats.append((dictionary.name, dictionary.stat().st_size, dictionary.stat().st_mtime_ns))
-        return Listing(_entries(dictionary, drawings), hash_of(stats))
+        return Listing(writable(_entries(dictionary, drawings)), hash_of(stats))
 
 
 def caption_of(meanings: tuple[str, ...]) -> str:

@@ -21,7 +21,7 @@ from crest.records import hash_of
 from scraper.config import SourceConfig
 from scraper.cut_text import tidy
 from scraper.harvest import Drop
-from scraper.sites import Card, Item, Listing
+from scraper.sites import Card, Item, Listing, writable
 from scraper.sites.folder import group_name
 
 SUFFIXES: Final = (".tar", ".tar.gz", ".tgz")
@@ -47,7 +47,7 @@ class Shards:
         assert source.path is not None
         paths = _tars(source.path)
         stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-        return Listing(_entries(paths, source.path), hash_of(stats))
+        return Listing(writable(_entries(paths, source.path)), hash_of(stats))
 
 
 def _tars(path: Path) -> list[Path]:
@@ -125,7 +125,7 @@ def _sample(members: Mapping[str, bytes], key: str, tar: str) -> Iterator[Item |
     where = f"{tar}#{key}"
     try:
         meta = _meta(members)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         yield Drop("broken_json", f"{where}: {error}")
         return
     pictures = sorted(

@@ -1,4 +1,6 @@
 import json
+import os
+from pathlib import Path
 
 import pytest
 
@@ -67,6 +69,17 @@ def test_metadata_jsonl_gives_captions_groups_pages_and_licences(folder):
     assert (second.group, second.licence, second.written_by) == ("sub-c", "CC0", "rule")
     assert (third.title, third.group, third.source_file) == ("a", "a", "a")
     assert dropped == []
+
+
+def test_names_and_words_that_no_utf_8_can_hold_cost_no_picture(folder):
+    path = Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.png"))
+    (folder / "a.png").rename(path)
+    (folder / "metadata.jsonl").write_text('{"file_name": "b.png", "text": "A lion \\ud83d"}')
+    items, _ = entries(folder)
+    assert [item.where for item in items] == ["b.png", "caf?.png", "sub/c.png"]
+    assert items[0].card.caption == "A lion ?"
+    assert items[1].read() == path.read_bytes()
+    assert (items[1].card.title, items[1].card.source_file) == ("caf?", "caf?")
 
 
 def test_metadata_of_a_subfolder_names_files_of_that_folder(folder):

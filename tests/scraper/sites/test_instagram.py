@@ -97,6 +97,17 @@ def test_video_post_leaves_nothing_but_counts(folder):
     assert entries(folder) == ([], [Drop("video", f"{STEM}.mp4"), Drop("video_thumbnail", f"{STEM}.jpg")])
 
 
+def test_videos_that_were_not_fetched_are_counted_too(folder):
+    (folder / f"{STEM}.jpg").rename(folder / f"{STEM}_1.jpg")
+    children = {"edges": [{"node": {"is_video": False}}, {"node": {"is_video": True}}]}
+    note(folder / STEM, post(__typename="GraphSidecar", edge_sidecar_to_children=children))
+    other = "2021-06-04_12-00-00_UTC"
+    note(folder / other, post(__typename="GraphVideo", is_video=True))
+    items, dropped = entries(folder)
+    assert [item.where for item in items] == [f"{STEM}_1.jpg"]
+    assert dropped == [Drop("video", f"{STEM}: slide 2"), Drop("video", other)]
+
+
 def test_profile_picture_stories_and_the_files_of_instaloader_are_no_posts(folder, draw):
     note(folder / STEM, post())
     draw(2, 32).save(folder / "2020-01-01_00-00-00_UTC_profile_pic.jpg")

@@ -189,6 +189,14 @@ def test_broken_json_costs_its_sample(tmp_path, picture):
     assert [drop.reason for drop in dropped] == ["broken_json", "broken_json"]
 
 
+def test_json_that_ends_a_reader_costs_its_sample_and_half_an_emoji_nothing(tmp_path, picture):
+    deep, half = "[" * 100_000, '{"caption": "A lion \\ud83d", "headers": {"x": "\\ud83d"}}'
+    write_tar(tmp_path / "a.tar", [("a", sample(picture(), json=deep)), ("b", sample(picture(), json=half))])
+    (item,), (drop,) = entries(tmp_path)
+    assert drop.reason == "broken_json"
+    assert (item.card.caption, item.card.headers) == ("A lion ?", {"x": "?"})
+
+
 def test_links_and_hidden_members_are_passed_over(tmp_path, picture):
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         for name in ("a.png", "._a.png"):
