@@ -164,15 +164,15 @@ def _row(values: Mapping[str, Any], source: SourceConfig, where: str) -> Row:
 
     url = text(source.url_column)
     caption, group = text(source.caption_column) or None, text(source.group_column)
-    words = "".join((url, caption or "", group))
+    title, licence = text("title"), text("licence")
     fault = "" if url else "no_address"
     try:
-        words.encode()
+        "".join((url, caption or "", group, title, licence)).encode()
     except UnicodeEncodeError:
         fault = "not_utf8"
     if fault:
         return Row(url="", where=where, fault=fault)
-    return Row(url, caption, group, text("title"), text("licence"), where)
+    return Row(url, caption, group, title, licence, where)
 
 
 def _need(columns: Sequence[str], source: SourceConfig, path: Path) -> None:
@@ -236,7 +236,7 @@ def _check_first(path: Path, line: bytes, source: SourceConfig) -> None:
     """Raise when the first row of JSON lines has not what the config names."""
     try:
         value = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(
             f"{path}: begins with a line that is not JSON ({error}); expected an object a line."
         ) from None
@@ -251,7 +251,7 @@ def _json_row(line: bytes, source: SourceConfig, where: str) -> Row:
         value = json.loads(line)
     except UnicodeDecodeError:
         return Row(url="", where=where, fault="not_utf8")
-    except ValueError:
+    except (ValueError, RecursionError):
         return Row(url="", where=where, fault="broken_line")
     if not isinstance(value, dict):
         return Row(url="", where=where, fault="broken_line")
@@ -265,18 +265,31 @@ def _open_parquet(path: Path, source: SourceConfig) -> Any:
     try:
         opened = pyarrow.parquet.ParquetFile(path, pre_buffer=False)
     except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{path}: is not a whole Parquet file ({reason}); fetch it again.") from None
+        raise _not_whole(path, error) from None
     _need(opened.schema_arrow.names, source, path)
     return opened
 
 
+def _not_whole(path: Path, error: Exception) -> DataError:
+    reason = str(error).splitlines()[0]
+    return DataError(f"{path}: is not a whole Parquet file ({reason}); fetch it again.")
+
+
 def _parquet_rows(path: Path, source: SourceConfig) -> Iterator[Row]:
+    import pyarrow
+
     opened = _open_parquet(path, source)
     named = (source.url_column, source.caption_column, source.group_column, *OPTIONAL)
     columns = [name for name in dict.fromkeys(named) if name in opened.schema_arrow.names]
+    batches = opened.iter_batches(_BATCH, columns=columns, use_threads=False)
     number = 0
-    for batch in opened.iter_batches(_BATCH, columns=columns, use_threads=False):
+    while True:
+        try:
+            batch = next(batches, None)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise _not_whole(path, error) from None
+        if batch is None:
+            return
         values = [column.to_pylist() for column in batch.columns]
         for fields in zip(*values, strict=True):
             number += 1

@@ -151,6 +151,27 @@ def test_rows_that_cannot_be_read_are_named_and_the_others_go_on(tmp_path: Path)
     assert faults == ["", "broken_line", "broken_line", "no_address", "not_utf8"]
 
 
+def test_a_title_that_is_not_utf_8_costs_its_row_not_the_run(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(b"url,title\nhttp://a.example/1.png,caf\xe9\nhttp://a.example/2.png,caf\n")
+    assert [row.fault for row in open_table(source(path, caption_column=None)).read()] == ["not_utf8", ""]
+    path = tmp_path / "t.jsonl"
+    rows = ['{"url": "x", "licence": "half an emoji \\ud83d"}', "[" * 100_000, '{"url": "y"}']
+    path.write_text("\n".join(rows))
+    assert [row.fault for row in open_table(source(path)).read()] == ["not_utf8", "broken_line", ""]
+
+
+def test_a_parquet_that_is_damaged_within_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    write_parquet(path, ROWS * 500)
+    content = bytearray(path.read_bytes())
+    content[4:40] = bytes(36)  # the head of the first page; the footer is whole
+    path.write_bytes(content)
+    table = open_table(source(path))
+    with pytest.raises(DataError, match=r"t\.parquet: is not a whole Parquet file"):
+        list(table.read())
+
+
 def told(path: Path, **settings: Any) -> str:
     with pytest.raises(DataError) as error:
         open_table(source(path, **settings))
