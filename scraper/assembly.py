@@ -5,7 +5,6 @@ Refuses a crawl in which no page held a card: says which page, what was looked f
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from scraper.config import ScraperConfig
 from scraper.frontier import Frontier, Outcome
 from scraper.harvest import Drop, Harvest, told
 from scraper.likeness import Look, look_from_json
+from scraper.opt_out import linked_licence
 from scraper.pages import keep_for_inspection
 from scraper.sites import Card, Found, Visit, WebSite
 
@@ -33,7 +33,6 @@ EMPTY: Final = ("nothing_found", "login_page", "wall_page")
 """Reasons of pages that came, and held nothing."""
 INSPECTED: Final = 3
 """Such pages that are kept for inspection beside others that were read."""
-_LICENCE: Final = re.compile(r"<([^<>]*)>\s*;[^,<>]*\brel\s*=\s*\"?license\"?", re.I)
 
 
 def journal_path(config: ScraperConfig) -> Path:
@@ -144,7 +143,7 @@ def _record(config: ScraperConfig, card: Card, images: Mapping[str, Outcome]) ->
             title=card.title,
             kind=card.kind,
             years=card.years,
-            licence=card.licence or _licence_of(kept["headers"]) or config.source.licence,
+            licence=card.licence or linked_licence(kept["headers"]) or config.source.licence,
             width_px=kept["width_px"],
             height_px=kept["height_px"],
             further_captions=card.further_captions,
@@ -157,9 +156,3 @@ def _record(config: ScraperConfig, card: Card, images: Mapping[str, Outcome]) ->
         )
         return record, look_from_json(kept["look"])
     return Drop(reason, card.image_urls[0] if card.image_urls else f"{card.page_url} {card.title}")
-
-
-def _licence_of(headers: Mapping[str, str]) -> str:
-    """The licence that the picture's own answer links to."""
-    found = _LICENCE.search(headers.get("link", ""))
-    return found[1].strip() if found else ""

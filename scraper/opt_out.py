@@ -1,4 +1,4 @@
-"""What a site says about the use of its pages and pictures for training: headers and meta elements.
+"""What a site says about the use of its pages and pictures: against training, and under which licence.
 
 Respected are noai, noimageai and noml (X-Robots-Tag, meta robots) and a text-and-data-mining reservation
 (tdm-reservation: 1), said to everybody or to our user agent by name.
@@ -18,6 +18,7 @@ _AGENT: Final = re.compile(r"\D\S*")
 """Unlike the end of a date that holds a comma: unavailable_after: Wed, 25 Jun 2030 15:00:00 GMT."""
 _META: Final = re.compile(r"<meta\b[^<>]{0,2000}>", re.I)
 _LOOKED_AT: Final = 500_000
+_LICENCE: Final = re.compile(r"<([^<>]*)>\s*;[^,<>]*\brel\s*=\s*\"?license\"?", re.I)
 
 
 def directives(value: str, agent: str) -> Iterator[str]:
@@ -46,6 +47,12 @@ def header_opt_out(headers: Mapping[str, str], agent: str) -> str:
     if headers.get("tdm-reservation", "").strip() == "1":
         return "TDM-Reservation: 1"
     return ""
+
+
+def linked_licence(headers: Mapping[str, str]) -> str:
+    """The licence that an answer's own headers link to; empty when there is none."""
+    found = _LICENCE.search(headers.get("link", ""))
+    return found[1].strip() if found else ""
 
 
 def page_opt_out(page: str, agent: str) -> str:

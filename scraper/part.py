@@ -28,6 +28,7 @@ from crest.tars import TarPart, entry_of
 from scraper.config import FetchConfig
 from scraper.harvest import Drop
 from scraper.likeness import LOOK_DTYPE, pack_looks
+from scraper.opt_out import linked_licence
 from scraper.screen import key_of
 from scraper.sites.url_table import Row
 from scraper.turns import ask_all, host_of
@@ -266,7 +267,7 @@ def _described(found: Examined, answer: Answer, row: Row, job: PartJob) -> tuple
         group=row.group or found.id,
         image_url=row.url,
         title=row.title,
-        licence=row.licence or job.licence,
+        licence=_licence(row, answer.headers, job),
         width_px=found.width_px,
         height_px=found.height_px,
         written_by=job.written_by,
@@ -282,6 +283,10 @@ def _described(found: Examined, answer: Answer, row: Row, job: PartJob) -> tuple
     if found.look is not None:
         columns["look"] = pack_looks([found.look])[0]
     return record, columns
+
+
+def _licence(row: Row, headers: Mapping[str, str], job: PartJob) -> str:
+    return row.licence or linked_licence(headers) or job.licence
 
 
 def _source_file(url: str) -> str:
@@ -306,7 +311,7 @@ def _repeat(making: _Making, first_row: Mapping[str, int]) -> None:
             caption=row.caption,
             group=row.group or known.id,
             title=row.title,
-            licence=row.licence or making.job.licence,
+            licence=_licence(row, known.headers, making.job),
         )
         making.columns[number] = making.columns[first].copy()
 

@@ -123,6 +123,16 @@ def test_repeated_addresses_are_fetched_once_a_part_and_equal_pictures_kept_once
     assert likes == {record.id}
 
 
+def test_licence_is_the_rows_or_the_answers_or_the_configs(shop: Shop) -> None:
+    url, link = shop.server.url, {"Link": '<https://x.example/l>; rel="license"'}
+    for number in range(3):
+        said = shop.as_png(shop.draw(number))
+        shop.server.say(f"/{number}.png", said, headers=link if number else {})
+    shop.write([(f"{url}/{number}.png", "CC0" * (number == 2)) for number in range(3)], "url,licence")
+    collect(shop.config(source={"caption_column": None, "licence": "house rules"}))
+    assert [record.licence for record in shop.records()] == ["house rules", "https://x.example/l", "CC0"]
+
+
 def test_groups_of_the_table_are_merged_where_pictures_are_alike(shop: Shop) -> None:
     near = shop.draw(1)
     near.putpixel((0, 0), (250, 250, 250))
