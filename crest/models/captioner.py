@@ -1,7 +1,7 @@
-"""Captioners: a picture to a sentence, through transformers. The only file that knows that library.
+"""Captioners: a picture to a sentence, through transformers, of which it takes the parts of a ViT-GPT2.
 
-Crest's own ViT-GPT2 is trainable and carries its tokenizer inside its card; published captioners stand in
-hub_captioner.py.
+Crest's own one is trainable and carries its tokenizer inside its card; published captioners are run in
+hub_captioner.py and trained in published_captioner.py, the other two files that know that library.
 """
 
 from __future__ import annotations
