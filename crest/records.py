@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import IO, Any, Literal, get_args
 
 from crest.errors import DataError
 
@@ -119,33 +119,59 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def picture_bytes(folder: Path, image: str) -> bytes:
-    """The bytes of a record's picture.
+class Pictures:
+    """Reads the pictures of records; the tar that was read last stays open until the end of the `with`.
 
     Args:
         folder: the data folder.
-        image: `Record.image`.
-    Raises:
-        DataError: there is no such file or place.
     """
-    name, _, place = image.partition("#")
-    path = folder / name
-    try:
-        if not place:
-            return path.read_bytes()
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._name = ""
+        self._tar: IO[bytes] | None = None
+
+    def __enter__(self) -> Pictures:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._tar is not None:
+            self._tar.close()
+
+    def read(self, image: str) -> bytes:
+        """The bytes of a record's picture.
+
+        Args:
+            image: `Record.image`.
+        Raises:
+            DataError: there is no such file or place.
+        """
+        name, _, place = image.partition("#")
+        path = self.folder / name
+        try:
+            if not place:
+                return path.read_bytes()
+            if name != self._name or self._tar is None:
+                self.__exit__()
+                self._name, self._tar = name, path.open("rb", buffering=0)
+        except FileNotFoundError:
+            raise DataError(
+                f"{path}: there is no such file; run python -m scraper (make scrape) again."
+            ) from None
         first, size_bytes = (int(number) for number in place.split("+"))
-        with path.open("rb") as stream:
-            stream.seek(first)
-            content = stream.read(size_bytes)
-    except FileNotFoundError:
-        raise DataError(
-            f"{path}: there is no such file; run python -m scraper (make scrape) again."
-        ) from None
-    if len(content) != size_bytes:
-        raise DataError(
-            f"{path}: ends before byte {first + size_bytes} (cut short?); run python -m scraper again."
-        )
-    return content
+        self._tar.seek(first)
+        content = self._tar.read(size_bytes)
+        if len(content) != size_bytes:
+            raise DataError(
+                f"{path}: ends before byte {first + size_bytes} (cut short?); run python -m scraper again."
+            )
+        return content
+
+
+def picture_bytes(folder: Path, image: str) -> bytes:
+    """The bytes of one record's picture; arguments and errors as those of `Pictures.read`."""
+    with Pictures(folder) as pictures:
+        return pictures.read(image)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -235,8 +261,8 @@ def stream_records(path: Path) -> Iterator[Record]:
 
 def record_of(row: dict[str, Any], path: Path) -> Record:
     """The record of one row of `path`."""
-    record: Record = _typed(Record, row, path)
-    return dataclasses.replace(record, further_captions=tuple(record.further_captions))
+    record: Record = _typed(Record, {**row, "further_captions": tuple(row.get("further_captions", ()))}, path)
+    return record
 
 
 def write_captions(path: Path, captions: Iterable[Caption]) -> int:

@@ -11,14 +11,20 @@ import contextlib
 import os
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import IO, Final
 
 from crest.errors import DataError
 
 OWNER: Final = "crest"
+HEADER_BYTES: Final = tarfile.BLOCKSIZE
+"""Of an entry's first member, before its content."""
 MADE_BY: Final = "python -m scraper.pack (make shards)"
 _MODE: Final = 0o444
+_SIZE: Final = slice(124, 135)
+_CHECKSUM: Final = slice(148, 156)
+"""Where a header of POSIX 1003.1-1988 has a member's size and the sum of its own bytes."""
 
 
 class TarPart:
@@ -49,10 +55,12 @@ class TarPart:
         size_bytes = self._size_bytes + len(entry) + 2 * tarfile.BLOCKSIZE
         return -(-size_bytes // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
 
-    def add(self, entry: bytes) -> None:
-        """Append one sample, as `entry_of` made it."""
+    def add(self, entry: bytes) -> int:
+        """Append one sample, as `entry_of` made it; returns the byte at which it begins."""
+        start = self._size_bytes
         self._write(entry)
         self.samples += 1
+        return start
 
     def _write(self, content: bytes) -> None:
         self._stream.write(content)
@@ -80,11 +88,44 @@ def entry_of(key: str, members: Mapping[str, bytes], mtime: float = 0) -> bytes:
     pieces = []
     for kind in sorted(members):
         content = members[kind]
-        info = tarfile.TarInfo(f"{key}.{kind}")
-        info.size, info.mode, info.mtime = len(content), _MODE, mtime
-        info.uname = info.gname = OWNER
-        pieces += [info.tobuf(tarfile.PAX_FORMAT), content, bytes(-len(content) % tarfile.BLOCKSIZE)]
+        pieces += [
+            _header(f"{key}.{kind}", len(content), mtime),
+            content,
+            bytes(-len(content) % tarfile.BLOCKSIZE),
+        ]
     return b"".join(pieces)
+
+
+def _header(name: str, size_bytes: int, mtime: float) -> bytes:
+    """A member's header: where that is enough, tarfile's of a nameless empty one, quickly filled in."""
+    is_plain = name.isascii() and len(name) <= tarfile.LENGTH_NAME and size_bytes < 8**11
+    if not is_plain or mtime or isinstance(mtime, float):
+        return _tarfile_header(name, size_bytes, mtime)
+    header, letters, digits = bytearray(_nameless()), name.encode(), b"%011o" % size_bytes
+    header[: len(letters)] = letters
+    header[_SIZE] = digits
+    header[_CHECKSUM] = b"%06o\0 " % (_nameless_sum() + sum(letters) + sum(digits))
+    return bytes(header)
+
+
+def _tarfile_header(name: str, size_bytes: int, mtime: float) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode, info.mtime = size_bytes, _MODE, mtime
+    info.uname = info.gname = OWNER
+    return info.tobuf(tarfile.PAX_FORMAT)
+
+
+@cache
+def _nameless() -> bytes:
+    return _tarfile_header("", 0, 0)
+
+
+@cache
+def _nameless_sum() -> int:
+    """What a header sums up to without name and size, blanks standing in for the sum itself."""
+    header = bytearray(_nameless())
+    header[_SIZE], header[_CHECKSUM] = bytes(11), b" " * 8
+    return sum(header)
 
 
 def write_tar(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]], mtime: float = 0) -> int:

@@ -6,27 +6,28 @@ keep its alpha, and to leave half a tar.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 from crest.errors import DataError
 from crest.records import (
     Caption,
+    Pictures,
     Record,
     content_id,
     file_hash,
     hash_of,
-    picture_bytes,
     read_json,
     record_of,
     write_json,
 )
 from scraper.config import PackConfig
-from scraper.plan import NO_CAPTIONS, caption_of, lines_at, own_words, usable
+from scraper.plan import NO_CAPTIONS, caption_of, lines_in, own_words, usable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -140,29 +141,46 @@ def _write(chunk: Chunk) -> tuple[list[PackedTar], list[tuple[str, str]]]:
 def _samples(chunk: Chunk, damaged: list[tuple[str, str]]) -> Iterator[Sample]:
     from crest.shards import Sample
 
-    records, captions = chunk.folder / "records.jsonl", chunk.folder / "captions.jsonl"
-    for record_at, caption_at, namer_at in chunk.places:
-        record = _record_at(records, record_at)
-        group = record.group if namer_at == record_at else _record_at(records, namer_at).group
-        words = own_words(record) if caption_at == NO_CAPTIONS else _captions_at(captions, caption_at)
-        words = usable(words, chunk.settings)
-        try:
-            image = fitted(record, chunk.folder, chunk.settings)
-        except DataError as error:
-            damaged.append((record.id, str(error)))
-            continue
-        meta = _meta(record, group, words)
-        yield Sample(record.id, image, words[0].text, meta, chunk.settings.format)
+    with contextlib.ExitStack() as open_files:
+        records = _Rows(chunk.folder / "records.jsonl", open_files)
+        captions = _Rows(chunk.folder / "captions.jsonl", open_files)
+        pictures = open_files.enter_context(Pictures(chunk.folder))
+        for record_at, caption_at, namer_at in chunk.places:
+            record = _record_at(records, record_at)
+            group = record.group if namer_at == record_at else _record_at(records, namer_at).group
+            words = own_words(record) if caption_at == NO_CAPTIONS else _captions_at(captions, caption_at)
+            words = usable(words, chunk.settings)
+            try:
+                image = fitted(record, pictures, chunk.settings)
+            except DataError as error:
+                damaged.append((record.id, str(error)))
+                continue
+            meta = _meta(record, group, words)
+            yield Sample(record.id, image, words[0].text, meta, chunk.settings.format)
 
 
-def _record_at(path: Path, at: int) -> Record:
-    return record_of(next(lines_at(path, at))[2], path)
+class _Rows:
+    """Rows of a JSON-lines file, found by where they begin; opened when the first is asked for."""
+
+    def __init__(self, path: Path, open_files: contextlib.ExitStack) -> None:
+        self.path, self._open_files = path, open_files
+        self._stream: IO[bytes] | None = None
+
+    def at(self, start: int) -> Iterator[dict[str, Any]]:
+        """The rows from this byte on."""
+        if self._stream is None:
+            self._stream = self._open_files.enter_context(self.path.open("rb"))
+        return (row for _, _, row in lines_in(self._stream, self.path, start))
 
 
-def _captions_at(path: Path, at: int) -> list[Caption]:
+def _record_at(rows: _Rows, at: int) -> Record:
+    return record_of(next(rows.at(at)), rows.path)
+
+
+def _captions_at(rows: _Rows, at: int) -> list[Caption]:
     captions: list[Caption] = []
-    for _, _, row in lines_at(path, at):
-        caption = caption_of(row, path)
+    for row in rows.at(at):
+        caption = caption_of(row, rows.path)
         if captions and caption.id != captions[0].id:
             break
         captions.append(caption)
@@ -184,16 +202,16 @@ def _meta(record: Record, group: str, captions: Sequence[Caption]) -> dict[str, 
     }
 
 
-def fitted(record: Record, folder: Path, settings: PackConfig) -> bytes:
+def fitted(record: Record, pictures: Pictures, settings: PackConfig) -> bytes:
     """A picture in the wanted format, its longest side at most `side_px`.
 
     Raises:
         DataError: its bytes are gone, changed or no whole picture.
     """
-    content = picture_bytes(folder, record.image)
-    where = str(folder / record.image)
+    content = pictures.read(record.image)
+    where = f"{pictures.folder}/{record.image}"
     is_itself = content_id(content) == record.id
-    is_fitted = record.image.startswith("parts/")  # by scraper/part.py, its checksums and length looked at
+    is_fitted = not is_itself and record.image.startswith("parts/")  # by scraper/part.py
     size = (record.width_px, record.height_px)
     if not is_itself:
         size = _look_for_damage(record, content, where)
@@ -216,7 +234,20 @@ def is_ready(content: bytes, kind: str) -> bool:
 
     What a tag turns or a profile colours, decode() shows as it is meant; it drops both.
     """
-    return _format_of(content) == kind and not any(tag in content for tag in _TAGS)
+    if _format_of(content) != kind:
+        return False
+    said = _beside_pixels(content) if kind == "png" else content
+    return not any(tag in said for tag in _TAGS)
+
+
+def _beside_pixels(content: bytes) -> bytes:
+    """A PNG without what its IDAT chunks hold, which may spell anything."""
+    pieces, at = [], 8
+    while at + 8 <= len(content):
+        end = at + 12 + int.from_bytes(content[at : at + 4], "big")
+        pieces.append(content[at : at + 8] if content[at + 4 : at + 8] == b"IDAT" else content[at:end])
+        at = end
+    return b"".join(pieces)
 
 
 def _look_for_damage(record: Record, content: bytes, where: str) -> tuple[int, int]:

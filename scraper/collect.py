@@ -102,10 +102,8 @@ def say_up_to_date(config: ScraperConfig) -> None:
 def _gathered(config: ScraperConfig) -> Harvest | None:
     from scraper.gather import gather
 
-    harvest = gather(config, lambda fingerprint: is_done(config, fingerprint))
-    if harvest is not None:
-        claim(config)
-    return harvest
+    check_owner(config)
+    return gather(config, lambda fingerprint: is_done(config, fingerprint), lambda: claim(config))
 
 
 def _crawled(config: ScraperConfig) -> Harvest | None:

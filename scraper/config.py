@@ -42,7 +42,8 @@ class SourceConfig(Config):
     drawings: Path | None = None
     """kanji: folder of KanjiVG's SVG files."""
     side_px: int = Field(default=256, ge=16)
-    """kanji: side of the pictures that strokes are drawn at; SVG logos are drawn with this longest side."""
+    """kanji: side of the pictures that strokes are drawn at; SVG logos are drawn with this longest side, those
+    of a url_table with pack.side_px."""
     profile: str | None = None
     """instagram: fetch this public profile into path with instaloader first (extra "instagram")."""
     posts: int = Field(default=1000, ge=1)
@@ -103,9 +104,9 @@ class FetchConfig(Config):
     retry_failed: bool = False
     """Visit once more what failed in a finished crawl (also: --retry-failed)."""
     cache_dir: Path | None = None
-    """Folder of answers by address, for conditional requests; null: data.dir/cache."""
+    """Folder of answers by address, for conditional requests; null: data.dir/cache. url_table: none."""
     refresh: bool = False
-    """Ask again for everything of a finished crawl; what has not changed comes from the cache."""
+    """Ask again for everything of a finished crawl; what has not changed comes from the cache, where one is."""
 
 
 class ScreenConfig(Config):
@@ -196,7 +197,7 @@ class CaptionConfig(Config):
     beams: int = Field(default=1, ge=1, le=16)
     """1: greedy decoding; more: beam search."""
     max_tokens: int = Field(default=60, ge=1)
-    """Longest answer."""
+    """Longest answer, in tokens; Crest's own captioners know theirs."""
     batch_size: int = Field(default=32, ge=1)
     """Pictures described at once."""
     device: str = "auto"

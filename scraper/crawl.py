@@ -22,9 +22,9 @@ from scraper.harvest import Harvest, told
 from scraper.likeness import look_to_json
 from scraper.opt_out import page_opt_out
 from scraper.pages import is_login, page_text, refusal_of_empty
-from scraper.store import keep_picture
 from scraper.refused import Refused, Unreachable
 from scraper.sites import Card, Visit, WebSite, web_site
+from scraper.store import keep_picture
 
 
 def is_crawled(config: ScraperConfig) -> bool:

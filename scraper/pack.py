@@ -44,8 +44,9 @@ from scraper.splits import (
 
 RECORDS_BY: Final = "python -m scraper (make scrape)"
 SHARDS_BY: Final = "python -m scraper.pack (make shards)"
-FEW: Final = 200
-"""Pictures that are packed before a further process has started."""
+FEW_ENCODED: Final = 200
+FEW_COPIED: Final = 5000
+"""Pictures that one process has packed before a further one has started."""
 NAMED: Final = 20
 """Damaged pictures and moved groups that the manifest names; all are counted."""
 
@@ -165,9 +166,7 @@ def _pack(config: ScraperConfig, plan: Plan, found: Families, divided: Divided, 
     packed: dict[str, Packed] = {}
     damaged: list[tuple[str, str]] = []
     with tqdm(total=len(plan.order), desc="pack", unit="logo", disable=None) as bar:
-        for (name, numbers), done in zip(
-            chunks, _worked(jobs, config, len(chunks), len(plan.order)), strict=True
-        ):
+        for (name, numbers), done in zip(chunks, _worked(jobs, config, len(chunks), plan), strict=True):
             packed[name] = done
             damaged += done.damaged
             _check_damage(shards_dir, damaged, len(plan.order), config.pack)
@@ -213,12 +212,13 @@ def _chunk(config: ScraperConfig, plan: Plan, found: Families, name: str, number
     return Chunk(config.data.dir.resolve(), name, plan.lines_hash, places, config.pack)
 
 
-def _worked(jobs: Iterator[Chunk], config: ScraperConfig, count: int, pictures: int) -> Iterator[Packed]:
+def _worked(jobs: Iterator[Chunk], config: ScraperConfig, count: int, plan: Plan) -> Iterator[Packed]:
     """The chunks' results in order, by this process alone where another would only cost its start."""
     from scraper.executor import run_jobs
 
     work: WorkConfig = config.work
-    if work.executor == "local" and pictures <= FEW:
+    share_of_a_start = plan.to_encode / FEW_ENCODED + len(plan.order) / FEW_COPIED
+    if work.executor == "local" and share_of_a_start <= 1:
         work = work.model_copy(update={"workers": 1})
     return run_jobs(pack_chunk, jobs, work, size=count)
 

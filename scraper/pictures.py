@@ -9,11 +9,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import os
-import threading
+import struct
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from PIL import Image
@@ -32,6 +30,12 @@ _MAGIC: Final = (
     (b"GIF89a", "gif"),
     (b"BM", "bmp"),
 )
+_PNG_KINDS: Final = frozenset(
+    (depth, colour)
+    for colour, depths in {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}.items()
+    for depth in depths
+)
+"""Bits a sample and colour types that a PNG may have (ISO 15948, table 11.1)."""
 _GZIP: Final = b"\x1f\x8b"
 _OTHER_MAGIC: Final = (
     (b"II*\x00", "tiff"),
@@ -81,17 +85,19 @@ class Examined:
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A picture that lies in images/."""
+class Checked:
+    """A whole picture and the bytes to keep of it."""
 
     id: str
-    image: str
-    """path relative to the data folder"""
+    suffix: str
+    stored: bytes
+    """the source's own bytes, or the PNG that an SVG was drawn as"""
     width_px: int
     height_px: int
     look: Look | None
     """None where nobody asked for it"""
     sha256: str
+    """of the source's own bytes"""
     frames: int
 
 
@@ -245,51 +251,59 @@ def _frames_and_size(
     )
 
 
-def keep_picture(
+def check_picture(
     content: bytes,
     where: str,
-    data_dir: Path,
-    body_path: Path | None = None,
     *,
     max_megapixels: float = MAX_MEGAPIXELS,
     svg_side_px: int = SVG_SIDE_PX,
     is_looked_at: bool = True,
-) -> Kept:
-    """Check a picture and put its bytes into images/, once for each content.
+) -> Checked:
+    """Check a picture; writes nothing.
 
     Args:
         content: bytes as they came.
         where: what to name when it is refused.
-        data_dir: folder that holds images/.
-        body_path: a file that already holds these bytes; linked rather than copied where the disk can.
         max_megapixels: a larger picture is refused by its header.
         svg_side_px: longest side that an SVG is drawn at.
         is_looked_at: False trusts a file whose bytes show that it is whole, and decodes no other way.
     Raises:
         Refused: as `examine` says.
     """
-    if not is_looked_at and (suffix := whole_type(content)) is not None:
-        frames, size = _frames_and_size(content, where, suffix, max_megapixels)
+    suffix = None if is_looked_at else whole_type(content)
+    if suffix is not None:
+        size = _plain_png_size(content) if suffix == "png" else None
+        if size is not None and size[0] * size[1] <= max_megapixels * 1e6:
+            frames = 1
+        else:
+            frames, size = _frames_and_size(content, where, suffix, max_megapixels)
         digest = hashlib.sha256(content).hexdigest()
-        image = _store(data_dir, f"{digest[:16]}.{suffix}", content, body_path)
-        return Kept(digest[:16], image, *size, look=None, sha256=digest, frames=frames)
+        return Checked(digest[:16], suffix, content, *size, look=None, sha256=digest, frames=frames)
     found = examine(
-        content,
-        where,
-        max_megapixels=max_megapixels,
-        svg_side_px=svg_side_px,
-        is_looked_at=is_looked_at,
+        content, where, max_megapixels=max_megapixels, svg_side_px=svg_side_px, is_looked_at=is_looked_at
     )
-    body_path = body_path if found.stored is content else None
-    return Kept(
+    return Checked(
         id=found.id,
-        image=_store(data_dir, f"{found.id}.{found.suffix}", found.stored, body_path),
+        suffix=found.suffix,
+        stored=found.stored,
         width_px=found.width_px,
         height_px=found.height_px,
         look=found.look,
         sha256=found.sha256,
         frames=found.frames,
     )
+
+
+def _plain_png_size(content: bytes) -> tuple[int, int] | None:
+    """Width and height of a whole PNG that is a single picture of a known kind, else None.
+
+    Pillow needs ten times as long to say the same.
+    """
+    if content[12:16] != b"IHDR" or b"acTL" in content or b"IDAT" not in content:
+        return None
+    width, height, *kind = struct.unpack_from(">IIBBBBB", content, 16)
+    is_known = tuple(kind[:2]) in _PNG_KINDS and not any(kind[2:4]) and kind[4] < 2
+    return (width, height) if width and height and is_known else None
 
 
 def whole_type(content: bytes) -> str | None:
@@ -309,42 +323,3 @@ def whole_type(content: bytes) -> str | None:
             at = end + 4
         return None
     return "jpg" if content.startswith(_MAGIC[1][0]) and content.endswith(b"\xff\xd9") else None
-
-
-def _store(data_dir: Path, name: str, content: bytes, body_path: Path | None) -> str:
-    """Put a file into images/, unless it is there; returns its path relative to the data folder."""
-    path = data_dir / "images" / name
-    try:
-        is_there = path.stat().st_size == len(content)
-    except FileNotFoundError:
-        is_there = False
-    if not is_there:
-        try:
-            _put(path, content, body_path)
-        except FileNotFoundError:  # the first of its folder
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _put(path, content, body_path)
-    return f"images/{name}"
-
-
-def _put(path: Path, content: bytes, body_path: Path | None) -> None:
-    part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
-    is_linked = body_path is not None and _link(body_path, part)
-    try:
-        if not is_linked:
-            part.write_bytes(content)
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    if is_linked:
-        part.unlink(missing_ok=True)  # a link that is renamed onto itself stays
-
-
-def _link(body_path: Path, part: Path) -> bool:
-    """Whether a second name for the kept answer could be made; not every disk can."""
-    try:
-        os.link(body_path, part)
-    except OSError:
-        return False
-    return True

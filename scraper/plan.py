@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,8 @@ class Plan:
     links: Links
     read: int
     """records that were looked at"""
+    to_encode: int
+    """pictures that are too large or of another format: those that take the time"""
     dropped: dict[str, int]
     words_hash: str
     """over all captions"""
@@ -81,20 +83,25 @@ def lines_at(path: Path, start: int = 0) -> Iterator[tuple[int, bytes, dict[str,
         DataError: a line that is no JSON object.
     """
     with path.open("rb") as stream:
-        stream.seek(start)
-        at = start
-        for line in stream:
-            if line.strip():
-                try:
-                    row = json.loads(line)
-                except ValueError as error:
-                    raise DataError(
-                        f"{path}: the line at byte {at} is not JSON ({error}); run its step again."
-                    ) from None
-                if not isinstance(row, dict):
-                    raise DataError(f"{path}: the line at byte {at} is no object; run the step again.")
-                yield at, line, row
-            at += len(line)
+        yield from lines_in(stream, path, start)
+
+
+def lines_in(stream: IO[bytes], path: Path, start: int) -> Iterator[tuple[int, bytes, dict[str, Any]]]:
+    """`lines_at` of a file that is open; it stays so."""
+    stream.seek(start)
+    at = start
+    for line in stream:
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise DataError(
+                    f"{path}: the line at byte {at} is not JSON ({error}); run its step again."
+                ) from None
+            if not isinstance(row, dict):
+                raise DataError(f"{path}: the line at byte {at} is no object; run the step again.")
+            yield at, line, row
+        at += len(line)
 
 
 def caption_groups(path: Path, digest: Any) -> Iterator[tuple[int, list[Caption]]]:
@@ -153,7 +160,7 @@ def make_plan(folder: Path, settings: PackConfig, has_captions: bool) -> Plan:
 
     records, path = folder / "records.jsonl", folder / "captions.jsonl"
     lines, words = hashlib.sha256(), hashlib.sha256()
-    columns, dropped, read = _Columns(), Counter[str](), 0
+    columns, dropped, read, to_encode = _Columns(), Counter[str](), 0, 0
     groups = caption_groups(path, lines) if has_captions else iter(())
     ahead = next(groups, None)
     for at, line, row in tqdm(lines_at(records), desc="plan", unit="logo", disable=None):
@@ -169,6 +176,7 @@ def make_plan(folder: Path, settings: PackConfig, has_captions: bool) -> Plan:
             words.update(json.dumps(vars(caption), sort_keys=True).encode())
         chosen = usable(captions, settings)
         if chosen:
+            to_encode += not _is_copied(record, settings)
             _note(columns, settings, record, chosen, (at, first))
         else:
             dropped["model_caption" if captions else "no_caption"] += 1
@@ -192,6 +200,7 @@ def make_plan(folder: Path, settings: PackConfig, has_captions: bool) -> Plan:
         _numbers(columns.order, np.uint64),
         links,
         read,
+        to_encode,
         dict(dropped),
         words.hexdigest()[:16],
         lines.hexdigest(),
@@ -222,6 +231,13 @@ def _note(
         for name in sorted(filter(None, names)):
             columns.shared[kind][0].append(number)
             columns.shared[kind][1].append(key_of(name))
+
+
+def _is_copied(record: Record, settings: PackConfig) -> bool:
+    """Whether a picture seems to be packed as it is; its bytes may say otherwise."""
+    kind = record.image.partition("#")[0].rpartition(".")[2]
+    fits = max(record.width_px, record.height_px) <= settings.side_px
+    return fits and record.frames == 1 and kind in (settings.format, "tar")
 
 
 def _numbers(column: array[int], kind: Any) -> NDArray[Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -193,14 +193,22 @@ def _chain(keys: NDArray[np.uint64], indexes: NDArray[np.int64]) -> NDArray[np.i
     return np.stack([indexes[order][:-1][same], indexes[order][1:][same]])
 
 
-def _names(candidates: Candidates, in_play: NDArray[np.int64], links: NDArray[np.int64]) -> NDArray[np.int64]:
-    """For each picture the one that names its group; a picture with a fault of its own names itself."""
+def _components(links: NDArray[np.int64], count: int) -> NDArray[Any]:
+    """(count,) a number for each set of pictures that links hold together."""
+    if not links.shape[1]:  # nothing is linked: scipy would take longer to import than a small folder takes
+        return np.arange(count)
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    count = len(candidates)
     edges = coo_array((np.ones(links.shape[1], dtype=bool), (links[0], links[1])), shape=(count, count))
-    _, label = connected_components(edges, directed=False)
+    label: NDArray[Any] = connected_components(edges, directed=False)[1]
+    return label
+
+
+def _names(candidates: Candidates, in_play: NDArray[np.int64], links: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For each picture the one that names its group; a picture with a fault of its own names itself."""
+    count = len(candidates)
+    label = _components(links, count)
     naming = in_play[np.lexsort((in_play, candidates.content[in_play], candidates.group[in_play]))]
     first = np.arange(count)
     names, at = np.unique(label[naming], return_index=True)

@@ -112,6 +112,8 @@ class Listing:
     """changes when the source does"""
     size: int | None = None
     """how many entries there are, where that is known beforehand"""
+    pictures: int | None = None
+    """how many pictures there are at most, where that is known beforehand"""
 
 
 def writable(entries: Iterable[Item | Drop]) -> Iterator[Item | Drop]:
@@ -121,7 +123,10 @@ def writable(entries: Iterable[Item | Drop]) -> Iterator[Item | Drop]:
             yield replace(entry, what=_writable(entry.what))
         else:
             said = {name: _writable(value) for name, value in vars(entry.card).items()}
-            yield replace(entry, card=replace(entry.card, **said), where=_writable(entry.where))
+            if said == vars(entry.card) and entry.where.isascii():
+                yield entry
+            else:
+                yield replace(entry, card=replace(entry.card, **said), where=_writable(entry.where))
 
 
 def _writable(value: Any) -> Any:

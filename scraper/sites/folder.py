@@ -65,6 +65,7 @@ class Folder:
             entries=writable(_entries(shelf, prompt)),
             fingerprint=hash_of(files, stats),
             size=len(shelf.pictures) + len(shelf.dropped),
+            pictures=len(shelf.pictures),
         )
 
 

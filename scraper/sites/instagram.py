@@ -101,11 +101,13 @@ class Instagram:
             state = "is a file" if source.path.exists() else "there is no such folder"
             raise DataError(f"{source.path}: {state}, expected {shown}.")
         files = _files(source.path)
-        if not any(name.lower().endswith(PICTURE_SUFFIXES) for name in files):
+        pictures = sum(name.lower().endswith(PICTURE_SUFFIXES) for name in files)
+        if not pictures:
             state = f"holds {len(files)} files but no picture" if files else "is empty"
             raise DataError(f"{source.path}: {state}, expected {shown}.")
         stats = [(name, path.stat().st_size, path.stat().st_mtime_ns) for name, path in files.items()]
-        return Listing(writable(_entries(files, tidy(source.prompt or ""))), hash_of(stats))
+        entries = _entries(files, tidy(source.prompt or ""))
+        return Listing(writable(entries), hash_of(stats), pictures=pictures)
 
 
 def fetch(profile: str, folder: Path, posts: int) -> None:

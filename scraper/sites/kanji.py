@@ -60,7 +60,7 @@ class Kanji:
         _check(dictionary)
         stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in drawings.values()]
         stats.append((dictionary.name, dictionary.stat().st_size, dictionary.stat().st_mtime_ns))
-        return Listing(writable(_entries(dictionary, drawings)), hash_of(stats))
+        return Listing(writable(_entries(dictionary, drawings)), hash_of(stats), pictures=len(drawings))
 
 
 def caption_of(meanings: tuple[str, ...]) -> str:

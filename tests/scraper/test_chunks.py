@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from crest.errors import DataError
-from crest.records import Record, content_id
+from crest.records import Pictures, Record, content_id
 from scraper.chunks import fitted
 from scraper.config import PackConfig
 
@@ -33,7 +33,7 @@ def fit(tmp_path):
             name, place, "test", None, "g", width_px=size[0], height_px=size[1], frames=frames,
             sha256=hashlib.sha256(content).hexdigest(),
         )  # fmt: skip
-        image = fitted(record, tmp_path, PackConfig(side_px=side_px, format=packed_as))
+        image = fitted(record, Pictures(tmp_path), PackConfig(side_px=side_px, format=packed_as))
         return Image.open(io.BytesIO(image)), image, content
 
     return run
@@ -142,7 +142,7 @@ def test_bytes_that_changed_since_they_were_scraped_are_damaged(fit, draw, tmp_p
     path.write_bytes(content[:-40] + bytes([content[-40] ^ 1]) + content[-39:])
     record = Record(path.stem, f"images/{path.name}", "test", None, "g")
     with pytest.raises(DataError, match=r"is not the picture that was scraped .* fetch it again"):
-        fitted(record, tmp_path, PackConfig())
+        fitted(record, Pictures(tmp_path), PackConfig())
 
 
 @pytest.mark.parametrize("place", [0.3, 0.6, 0.9])
@@ -155,11 +155,11 @@ def test_one_flipped_bit_of_a_png_is_found_by_its_checksum(draw, tmp_path, place
     path = tmp_path / "images" / f"{content_id(b'<svg/>')}.png"
     record = Record(path.stem, f"images/{path.name}", "test", None, "g")
     path.write_bytes(content)
-    assert fitted(record, tmp_path, PackConfig()) == bytes(content)
+    assert fitted(record, Pictures(tmp_path), PackConfig()) == bytes(content)
     content[int(len(content) * place)] ^= 4
     path.write_bytes(content)
     with pytest.raises(DataError, match="is not a whole picture"):
-        fitted(record, tmp_path, PackConfig())
+        fitted(record, Pictures(tmp_path), PackConfig())
 
 
 def test_a_picture_in_a_part_is_read_from_its_place(draw, tmp_path):
@@ -171,4 +171,4 @@ def test_a_picture_in_a_part_is_read_from_its_place(draw, tmp_path):
     record = Record(
         content_id(content), f"parts/0.tar#512+{len(content)}", "t", None, "g", width_px=96, height_px=96
     )
-    assert fitted(record, tmp_path, PackConfig()) == content
+    assert fitted(record, Pictures(tmp_path), PackConfig()) == content

@@ -1,17 +1,25 @@
+import io
 import json
 import os
+import shutil
+import tarfile
 import time
 
 import pytest
+from PIL import Image
 
 from crest.errors import DataError
-from crest.records import read_manifest, read_records
-from crest.tars import write_tar
+from crest.records import Pictures, picture_bytes, read_manifest, read_records
+from crest.tars import read_tar, write_tar
+from scraper.chunks import fitted
 from scraper.collect import collect
-from scraper.gather import AHEAD, taken
+from scraper.config import PackConfig
+from scraper.gather import BATCH, checked
 from scraper.harvest import Drop
+from scraper.pack import main as pack
 from scraper.refused import Refused
 from scraper.sites import Card, Item
+from scraper.store import FileStore, TarStore
 
 
 @pytest.fixture
@@ -162,9 +170,9 @@ def test_order_is_that_of_the_source_and_few_are_read_ahead(shelf, draw, as_png)
     config = shelf.config()
     config = config.model_copy(update={"source": config.source.model_copy(update={"path": shelf.dir})})
     seen = []
-    for number, (entry, outcome) in enumerate(taken(entries(), config)):
-        assert len(pulled) - number <= (os.cpu_count() or 1) * AHEAD
-        seen.append(outcome.reason if isinstance(outcome, Drop) else outcome[0].image_url)
+    for number, (entry, outcome) in enumerate(checked(entries(), config, FileStore(shelf.dir))):
+        assert len(pulled) - number <= ((os.cpu_count() or 1) + 1) * BATCH
+        seen.append(outcome.reason if isinstance(outcome, Drop) else entry.where)
         assert isinstance(entry, Drop) == (number % 7 == 0)
     expected = ["no_image" if n % 7 == 0 else "unreadable" if n % 5 == 0 else f"{n}" for n in range(200)]
     assert seen == expected
@@ -193,3 +201,96 @@ def test_without_pixels_what_bytes_do_not_show_is_decoded_after_all(run, shelf, 
         (draw(2).save(folder / "b.jpg") or (folder / "b.jpg").read_bytes()) + b"tail"
     )
     assert [record.image_url for record in run(screen={"pixels": False})] == ["a.gif", "b.jpg"]
+
+
+@pytest.fixture
+def many(monkeypatch, tmp_path, draw):
+    """Three pictures, one of them twice, of which a file each would be too many."""
+    monkeypatch.setattr("scraper.gather.LOOKED_AT", 2)
+    for number, name in enumerate(("a.png", "b.png", "c.png")):
+        draw(number, has_alpha=True).save(tmp_path / "mine" / name)
+        (tmp_path / "mine" / name).with_suffix(".txt").write_text(f"Logo {number}.")
+    shutil.copy(tmp_path / "mine" / "a.png", tmp_path / "mine" / "d.png")
+    return tmp_path / "mine"
+
+
+def test_many_pictures_lie_in_tars_byte_for_byte(run, shelf, many):
+    records = run()
+    assert [one.image.partition("#")[0] for one in records] == ["parts/000000.tar"] * 3
+    for record in records:
+        assert picture_bytes(shelf.dir, record.image) == (many / record.image_url).read_bytes()
+    with tarfile.open(shelf.dir / "parts" / "000000.tar") as archive:
+        assert archive.getnames() == [f"{record.id}.png" for record in records]
+    assert json.loads((shelf.dir / "crawl.json").read_text())["dropped"] == {"duplicate": 1}
+
+
+def test_a_full_tar_is_followed_by_another(run, shelf, many, monkeypatch):
+    monkeypatch.setattr("scraper.store.TAR_BYTES", 1)
+    records = run()
+    assert len({one.image.partition("#")[0] for one in records}) == 3
+    assert [picture_bytes(shelf.dir, one.image) for one in records] == [
+        (many / one.image_url).read_bytes() for one in records
+    ]
+
+
+def test_shards_are_the_same_from_tars_and_from_files(run, shelf, many, monkeypatch):
+    def packed():
+        pack(shelf.config(source={"site": "folder", "path": str(many), "licence": "mine"}))
+        found = {}
+        for tar in sorted((shelf.dir / "shards").glob("*.tar")):
+            for key, members in read_tar(tar):
+                meta = json.loads(members.pop("json"))
+                meta.pop("image")
+                found[tar.name, key] = (members, meta)
+        return found
+
+    run()
+    from_tars = packed()
+    shutil.rmtree(shelf.dir)
+    monkeypatch.setattr("scraper.gather.LOOKED_AT", 100)
+    run()
+    assert from_tars == packed()
+    assert len(from_tars) == 3
+
+
+def test_a_source_that_grows_or_shrinks_leaves_no_pictures_behind(run, shelf, many):
+    run()
+    for name in ("c", "d"):
+        (many / f"{name}.png").unlink()
+        (many / f"{name}.txt").unlink(missing_ok=True)
+    assert [one.image[:7] for one in run()] == ["images/", "images/"]
+    assert not (shelf.dir / "parts").exists()
+    shutil.copy(many / "a.png", many / "e.png")
+    assert [one.image[:6] for one in run()] == ["parts/", "parts/"]
+    assert not (shelf.dir / "images").exists()
+
+
+def test_an_interruption_leaves_what_was_there(run, shelf, many, monkeypatch):
+    before = [picture_bytes(shelf.dir, one.image) for one in run()]
+    shutil.copy(many / "b.png", many / "e.png")
+    place = TarStore.place
+
+    def stops(self, found):
+        if self._places:
+            raise KeyboardInterrupt
+        return place(self, found)
+
+    monkeypatch.setattr(TarStore, "place", stops)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    monkeypatch.undo()
+    assert sorted(path.name for path in shelf.dir.glob("parts*")) == ["parts"]
+    records = read_records(shelf.dir / "records.jsonl")
+    assert [picture_bytes(shelf.dir, one.image) for one in records] == before
+    assert read_manifest(shelf.dir, "records", "").counts["kept"] == 3
+
+
+def test_an_animation_in_a_tar_is_packed_as_its_first_frame(run, shelf, many, draw):
+    first, second = draw(7), draw(8)
+    first.save(many / "z.png", save_all=True, append_images=[second])
+    (many / "z.txt").write_text("It moves.")
+    (moving,) = (one for one in run() if one.frames == 2)
+    image = fitted(moving, Pictures(shelf.dir), PackConfig())
+    packed = Image.open(io.BytesIO(image))
+    assert getattr(packed, "n_frames", 1) == 1
+    assert packed.convert("RGB").tobytes() == first.convert("RGB").tobytes()

@@ -10,8 +10,9 @@ from PIL import Image
 
 from crest.images import flatten, read_image
 from crest.records import content_id
-from scraper.pictures import examine, keep_picture, picture_type
+from scraper.pictures import examine, picture_type
 from scraper.refused import Refused
+from scraper.store import keep_picture
 
 
 def test_original_bytes_and_alpha_are_kept(tmp_path, draw, as_png):

@@ -9,8 +9,8 @@ import pytest
 import resvg_py
 from PIL import Image
 
-from scraper.pictures import keep_picture
 from scraper.refused import Refused
+from scraper.store import keep_picture
 from scraper.svg import MAX_SIZE_BYTES, render_svg
 
 RECT = '<rect width="10" height="20" fill="red"/>'
