@@ -42,8 +42,8 @@ class SourceConfig(Config):
     drawings: Path | None = None
     """kanji: folder of KanjiVG's SVG files."""
     side_px: int = Field(default=256, ge=16)
-    """kanji: side of the pictures that strokes are drawn at; SVG logos are drawn with this longest side, those
-    of a url_table with pack.side_px."""
+    """kanji: side of the pictures that strokes are drawn at; SVG logos are drawn with this longest side,
+    those of a url_table with pack.side_px."""
     profile: str | None = None
     """instagram: fetch this public profile into path with instaloader first (extra "instagram")."""
     posts: int = Field(default=1000, ge=1)
@@ -106,7 +106,7 @@ class FetchConfig(Config):
     cache_dir: Path | None = None
     """Folder of answers by address, for conditional requests; null: data.dir/cache. url_table: none."""
     refresh: bool = False
-    """Ask again for everything of a finished crawl; what has not changed comes from the cache, where one is."""
+    """Ask again for everything of a finished crawl; what has not changed comes from a cache."""
 
 
 class ScreenConfig(Config):
