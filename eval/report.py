@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from crest.page import Strip, forest, histogram, page, picture, table, text
 from eval.evidence import Evidence
 from eval.judge import Finding, Judgement
-from eval.page import Strip, forest, histogram, page, picture, table, text
 from eval.statistics import Interval, figure, p_text, span
 from eval.systems import System
 

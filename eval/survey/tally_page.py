@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from eval.page import Strip, forest, page, table, text
+from crest.page import Strip, forest, page, table, text
 from eval.statistics import Interval, figure, p_text
 from eval.survey.answers import Answers
 from eval.survey.export import QUESTIONS

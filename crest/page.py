@@ -1,4 +1,4 @@
-"""One self-contained HTML page: skeleton, style and the few parts that the report and the tally share.
+"""One self-contained HTML page: skeleton, style and the few parts that the reports of several rooms share.
 
 A page fetches nothing (its content policy forbids it), follows the reader's light or dark setting, and is
 read by screen readers and at phone width. Every text goes through `text`.
