@@ -36,7 +36,7 @@ class Tracker:
         from torch.utils.tensorboard import SummaryWriter
 
         if self._path.exists():
-            write_jsonl(self._path, (row for row in _whole_rows(self._path) if 0 < start >= row["step"]))
+            write_jsonl(self._path, (row for row in read_scalars(run_dir) if 0 < start >= row["step"]))
         self._writer = SummaryWriter(str(run_dir), purge_step=start + 1 if start else 0)
 
     def scalars(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -63,9 +63,35 @@ class Tracker:
             self._writer.close()
 
 
-def _whole_rows(path: Path) -> list[dict[str, float]]:
-    # a killed run may leave half a line at the end
+def read_scalars(run_dir: Path) -> list[dict[str, float]]:
+    """The rows of a run's metrics.jsonl, whether it is finished, going on or killed; nothing is written.
+
+    Raises:
+        DataError: a line other than the last is broken.
+    """
+    path = run_dir / "metrics.jsonl"
+    if not path.exists():
+        return []
     lines = path.read_text(encoding="utf-8").splitlines()
-    if lines and not lines[-1].endswith("}"):
-        path.write_text("".join(line + "\n" for line in lines[:-1]), encoding="utf-8")
-    return list(read_jsonl(path))
+    if lines and not lines[-1].endswith("}"):  # being written, or cut by a kill
+        lines.pop()
+    try:
+        return [json.loads(line) for line in lines if line.strip()]
+    except json.JSONDecodeError:
+        return list(read_jsonl(path))  # names the line
+
+
+def last_images(run_dir: Path) -> dict[str, tuple[int, bytes]]:
+    """The newest picture grid of each name that a run recorded.
+
+    Returns:
+        name -> step and PNG file; empty where there are none.
+    """
+    if not any(run_dir.glob("events.out.tfevents.*")):
+        return {}
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run_dir), size_guidance={"images": 1, "scalars": 1})
+    events.Reload()
+    newest = {name: events.Images(name)[-1] for name in events.Tags()["images"]}
+    return {name: (int(image.step), bytes(image.encoded_image_string)) for name, image in newest.items()}

@@ -1,13 +1,16 @@
 """A run's record: what a program reads and what TensorBoard shows."""
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from crest.tracker import Tracker
+from crest.errors import DataError
+from crest.tracker import Tracker, last_images, read_scalars
 
 
 def lines(run_dir: Path) -> list[dict[str, float]]:
@@ -71,3 +74,32 @@ def test_other_processes_write_nothing(tmp_path: Path) -> None:
     tracker.images(0, {"drawn": torch.zeros(1, 3, 4, 4)})
     tracker.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_is_going_on_can_be_read(tmp_path: Path) -> None:
+    assert read_scalars(tmp_path) == []
+    record(tmp_path, 0, 2)
+    with (tmp_path / "metrics.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write('{"step": 3, "lo')
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    assert [row["step"] for row in read_scalars(tmp_path)] == [0, 1, 2]
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_broken_line_in_the_midst_is_named(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"st\n{"step": 2}\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"metrics\.jsonl:2: is not JSON"):
+        read_scalars(tmp_path)
+
+
+def test_the_newest_grid_of_each_name_is_read_back(tmp_path: Path) -> None:
+    assert last_images(tmp_path) == {}
+    tracker = Tracker(tmp_path, 0)
+    for step, level in ((1, 0.0), (4, 1.0)):
+        tracker.images(step, {"drawn": torch.full((2, 3, 4, 4), level)})
+    tracker.images(1, {"other": torch.zeros(1, 3, 8, 8)})
+    tracker.close()
+    found = last_images(tmp_path)
+    assert {name: step for name, (step, _) in found.items()} == {"drawn": 4, "other": 1}
+    with Image.open(io.BytesIO(found["drawn"][1])) as picture:
+        assert (picture.format, picture.getextrema()) == ("PNG", ((255, 255),) * 3)
