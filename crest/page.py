@@ -9,14 +9,20 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 STYLE = Path(__file__).with_name("page.css")
+MAX_DOTS = 40
+"""Points of a curve up to which each has a dot."""
 
 
 def text(value: object) -> str:
@@ -45,13 +51,16 @@ def picture(pixels: NDArray[np.uint8], alt: str) -> str:
     """
     from PIL import Image
 
+    return png(Image.fromarray(np.ascontiguousarray(np.asarray(pixels).transpose(1, 2, 0))), alt)
+
+
+def png(image: Image.Image, alt: str) -> str:
+    """An <img> with a PIL picture inside."""
     stream = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(np.asarray(pixels).transpose(1, 2, 0))).save(
-        stream, "PNG", optimize=True
-    )
+    image.save(stream, "PNG", optimize=True)
     data = base64.b64encode(stream.getvalue()).decode()
-    side_px = pixels.shape[-1]
-    return f'<img src="data:image/png;base64,{data}" alt="{text(alt)}" width="{side_px}" height="{side_px}">'
+    size = f'width="{image.width}" height="{image.height}"'
+    return f'<img src="data:image/png;base64,{data}" alt="{text(alt)}" {size}>'
 
 
 def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -147,6 +156,94 @@ def histogram(values: NDArray[np.float64], *, label: str, description: str) -> s
         f'<text class="soft" x="{width}" y="{base + 22}" text-anchor="end">+{reach:.3g}</text></svg>'
     )
     return _scroll("".join(parts), description)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve of a plot, with a dot at every point where these are few."""
+
+    label: str
+    points: Sequence[tuple[float, float]]
+    tone: str = "accent"
+    """"accent", "better", "worse" or "even" """
+    band: Sequence[tuple[float, float, float]] = ()
+    """(x, low, high): an interval around the curve"""
+    dash: str = ""
+    """SVG's pattern of strokes and gaps, such as "6 3"; empty: drawn through"""
+
+
+def curves(
+    lines: Sequence[Line],
+    *,
+    across: str,
+    description: str,
+    levels: Sequence[tuple[str, float]] = (),
+    shown: Callable[[float], str] | None = None,
+) -> str:
+    """A small plot as inline SVG; its curves are named below it, so that colour is not all that tells them.
+
+    Args:
+        lines: with at least one point among them.
+        across: what the horizontal axis counts.
+        description: for those who can't see it.
+        levels: (name, value) of what does not move, as dashes across.
+        shown: a value as the vertical axis writes it; by default three digits.
+    """
+    shown = shown or _short
+    width, height, left, right, top, bottom = 420, 230, 64, 412, 12, 196
+    xs = [x for line in lines for x, _ in line.points]
+    ys = [y for line in lines for _, y in line.points] + [value for _, value in levels]
+    ys += [y for line in lines for _, low, high in line.band for y in (low, high)]
+    first, last, low, high = min(xs), max(xs), min(ys), max(ys)
+    pad = 0.06 * (high - low) or 0.06 * abs(high) or 1.0
+    low, high = (max(0.0, low - pad) if low >= 0 else low - pad), high + pad
+
+    def at(x: float, y: float) -> str:
+        column = left + (right - left) * (x - first) / ((last - first) or 1)
+        return f"{column:.1f},{bottom - (bottom - top) * (y - low) / (high - low):.1f}"
+
+    parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{text(description)}">']
+    for share in (0.0, 0.5, 1.0):
+        y, tick = bottom - (bottom - top) * share, shown(low + (high - low) * share)
+        parts.append(
+            f'<line x1="{left}" y1="{y:.1f}" x2="{right}" y2="{y:.1f}" stroke="var(--line)"/>'
+            f'<text class="soft" x="{left - 7}" y="{y + 4:.1f}" text-anchor="end">{text(tick)}</text>'
+        )
+    parts.append(
+        f'<text class="soft" x="{left}" y="{bottom + 20}">{text(across)} {first:g}</text>'
+        f'<text class="soft" x="{right}" y="{bottom + 20}" text-anchor="end">{last:g}</text>'
+    )
+    for _, value in levels:
+        ends = f"{left},{at(first, value).partition(',')[2]} {right},{at(first, value).partition(',')[2]}"
+        parts.append(f'<polyline points="{ends}" stroke="var(--soft)" stroke-dasharray="3 4"/>')
+    for line in lines:
+        colour = f"var(--{line.tone})"
+        edge = [(x, high) for x, _, high in line.band] + [(x, low) for x, low, _ in reversed(line.band)]
+        if edge:
+            corners = " ".join(at(*corner) for corner in edge)
+            parts.append(f'<polygon points="{corners}" fill="{colour}" opacity=".16"/>')
+        path = " ".join(at(*point) for point in line.points)
+        dashes = f' stroke-dasharray="{line.dash}"' if line.dash else ""
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"{dashes}/>')
+        for point in line.points if len(line.points) <= MAX_DOTS else ():
+            column, _, row = at(*point).partition(",")
+            parts.append(f'<circle cx="{column}" cy="{row}" r="3" fill="{colour}"/>')
+    keys = [_key(line.tone, line.dash, line.label) for line in lines]
+    keys += [_key("soft", "3 4", f"{name} {shown(value)}") for name, value in levels]
+    return f'<div class="plot">{"".join(parts)}</svg><p class="soft">{" ".join(keys)}</p></div>'
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}" if value == 0 or abs(value) >= 1e-3 else f"{value:.1e}"
+
+
+def _key(tone: str, dash: str, label: str) -> str:
+    """A piece of a curve and its name."""
+    dashes = f' stroke-dasharray="{dash}"' if dash else ""
+    return (
+        f'<span class="{tone}"><svg class="key" viewBox="0 0 24 8" aria-hidden="true"><line x1="0" y1="4" '
+        f'x2="24" y2="4" stroke="var(--{tone})" stroke-width="2"{dashes}/></svg> {text(label)}</span>'
+    )
 
 
 def _dashes(x: float, top: float, bottom: float) -> str:
