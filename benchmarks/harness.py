@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,8 @@ class Case:
     memory: bool = True
     """whether to run each variant alone for its peak memory"""
     rounds: int = 7
+    repeats: Mapping[str, int] = field(default_factory=dict)
+    """variant -> how often it runs within a round, where one run is too short to be timed (else once)"""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,10 @@ def quartile_distance(values: Sequence[float]) -> float:
 
 
 def interleave(
-    steps: Mapping[str, Step], rounds: int, clock: Callable[[], float] = time.perf_counter
+    steps: Mapping[str, Step],
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+    repeats: Mapping[str, int] | None = None,
 ) -> dict[str, list[float]]:
     """Time each step once a round; every other round runs them in reverse, so that neither always goes first.
 
@@ -87,16 +92,19 @@ def interleave(
         steps: variant -> what to time; each has been run once before.
         rounds: how many times.
         clock: seconds, rising.
+        repeats: variant -> how often it runs within a round, if not once.
     Returns:
-        variant -> seconds of every round.
+        variant -> seconds of one run, of every round.
     """
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(rounds):
         order = list(steps) if number % 2 == 0 else list(steps)[::-1]
         for name in order:
+            times = (repeats or {}).get(name, 1)
             start = clock()
-            steps[name]()
-            seconds[name].append(clock() - start)
+            for _ in range(times):
+                steps[name]()
+            seconds[name].append((clock() - start) / times)
     return seconds
 
 
@@ -106,7 +114,7 @@ def measure(what: str, case: Case) -> Result:
     steps = {name: build() for name, build in case.variants.items()}
     for step in steps.values():
         step()
-    return Result(case, interleave(steps, case.rounds), peak_mb)
+    return Result(case, interleave(steps, case.rounds, repeats=case.repeats), peak_mb)
 
 
 def peak_alone_mb(what: str, case: str, variant: str) -> float:

@@ -40,6 +40,14 @@ def test_rounds_are_interleaved_and_turned_around() -> None:
     assert seconds == {"upstream": [3.0, 3.0, 3.0], "crest": [2.0, 2.0, 2.0]}
 
 
+def test_a_short_step_runs_several_times_a_round_and_counts_once() -> None:
+    clock = Clock()
+    steps = {"upstream": clock.work("upstream", 3.0), "crest": clock.work("crest", 0.5)}
+    seconds = harness.interleave(steps, 2, clock, repeats={"crest": 3})
+    assert clock.order == ["upstream", "crest", "crest", "crest", "crest", "crest", "crest", "upstream"]
+    assert seconds == {"upstream": [3.0, 3.0], "crest": [0.5, 0.5]}
+
+
 def test_ratio_is_the_median_of_the_rounds_own_ratios() -> None:
     # A machine that became ten times slower in the last round changes neither of them.
     measured = result([2.0, 4.0, 60.0], [1.0, 1.0, 20.0])
@@ -106,7 +114,7 @@ def test_quartiles_of_known_values() -> None:
 
 
 def test_unknown_benchmark_is_refused_before_any_is_run(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ConfigError, match="there is no prio, expected one of data, demo, startup"):
+    with pytest.raises(ConfigError, match="there is no prio, expected one of clip, data, demo, startup"):
         command.cases_of("prio")
     with pytest.raises(ConfigError, match=r"data has no case read_crops, expected one of .*read_crop"):
         command.cases_of("data", ["read_crops"])

@@ -1,0 +1,206 @@
+"""Seconds per CLIP training step and peak memory, ours in each mode and those of open_clip's own script.
+
+One architecture, ViT-B-32 at 224 px, batches of 32: the smallest that people fine-tune, and a round takes
+seconds on two cores. Both sides compute in bf16 and read the same drawn logos (benchmarks/clip_pairs.py),
+the script's augmentation on both sides where pictures are decoded or cut anew each step (`full`). The
+script's step is its own code at its best setting (benchmarks/clip_upstream.py says why it is stepped in our
+process).
+
+`lit` and `top_k` stand against the script as it is mostly used, training everything, as the goals are
+worded; `lit_locked` and `top_k_locked` against the script with the same parts locked (`--lock-image`,
+`--lock-text`). It has nothing like `features`; the nearest are its locks with one unlocked group. What a
+mode keeps is computed before the clock starts, and how long that took is printed: it is paid once a run.
+`data` times the batches alone: its seconds over those of `full` are the data's share of a step.
+`gradcache_memory` compares our own step with the whole batch at once ("upstream" in its row) with the same
+batch in eight chunks.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from benchmarks.clip_pairs import PLACE, drawn
+from benchmarks.clip_upstream import BATCH_SIZE, MODEL, script_batches, script_flags, script_step
+from benchmarks.harness import Case, Step
+
+if TYPE_CHECKING:
+    from clip_train.stage import ClipStage
+    from crest.world import World
+
+PAIRS: Final = 256
+TOP_K: Final = 3
+"""Blocks of each tower that top_k trains."""
+ROUNDS: Final = 5
+FEATURE_STEPS: Final = 100
+"""Steps of features within a round: one is over too soon to be timed."""
+MEMORY_MODEL: Final = "ViT-S-32-alt"
+MEMORY_BATCH, MEMORY_CHUNKS = 256, 8
+LOCKED: Final = {
+    "lit": ("--lock-image",),
+    "top_k": (
+        *("--lock-image", "--lock-image-unlocked-groups", str(TOP_K + 1)),  # its last group is the projection
+        *("--lock-text", "--lock-text-unlocked-layers", str(TOP_K)),
+    ),
+}
+
+
+def cases() -> list[Case]:
+    """Each mode, what a batch costs, memory, and embedding (benchmarks/clip_embed.py) where it is there."""
+    whole: Callable[[], Step] = partial(_script, ())
+    made = [
+        Case("full", {"upstream": whole, "crest": partial(crest_step, "full")}, rounds=ROUNDS),
+        *(
+            Case(mode, {"upstream": whole, "crest": partial(crest_step, mode)}, memory=False, rounds=ROUNDS)
+            for mode in LOCKED
+        ),
+        *(
+            Case(
+                f"{mode}_locked",
+                {"upstream": partial(_script, flags), "crest": partial(crest_step, mode)},
+                rounds=ROUNDS,
+            )
+            for mode, flags in LOCKED.items()
+        ),
+        Case(
+            "features",
+            {"upstream": whole, "crest": partial(crest_step, "features")},
+            rounds=ROUNDS,
+            repeats={"crest": FEATURE_STEPS},
+        ),
+        Case(
+            "data",
+            {"upstream": lambda: script_batches(_flags(())), "crest": crest_batches},
+            memory=False,
+            rounds=ROUNDS,
+            repeats={"upstream": 3, "crest": 10},
+        ),
+        Case(
+            "gradcache_memory",
+            {
+                "upstream": partial(_memory_step, 1),
+                "crest": partial(_memory_step, MEMORY_CHUNKS),
+                "open_clip": lambda: script_step(_memory_flags()),
+            },
+            rounds=2,
+        ),
+    ]
+    if find_spec("benchmarks.clip_embed") is not None:
+        made += import_module("benchmarks.clip_embed").cases()
+    return made
+
+
+def _flags(further: tuple[str, ...]) -> list[str]:
+    return script_flags(drawn(PAIRS), further=further)
+
+
+def _memory_flags() -> list[str]:
+    return script_flags(drawn(2 * MEMORY_BATCH), model=MEMORY_MODEL, batch_size=MEMORY_BATCH)
+
+
+def _script(further: tuple[str, ...]) -> Step:
+    return script_step(_flags(further))
+
+
+def _memory_step(chunks: int) -> Step:
+    return crest_step(
+        "full",
+        model=MEMORY_MODEL,
+        batch_size=MEMORY_BATCH,
+        device_batch_size=MEMORY_BATCH // chunks,
+        pairs=2 * MEMORY_BATCH,
+    )
+
+
+def random_start(model: str) -> Path:
+    """A run folder of random weights, for the modes that start from weights; made once."""
+    import torch
+
+    from crest.checkpoint import CARD, export_weights
+    from crest.models.clip import KIND, ClipModel, ClipSpec
+
+    folder = PLACE / "start" / model
+    if not (folder / CARD).exists():
+        torch.manual_seed(0)
+        clip = ClipModel(ClipSpec(architecture=model))
+        folder.mkdir(parents=True, exist_ok=True)
+        export_weights(folder, clip, {"kind": KIND, "spec": clip.spec.model_dump(mode="json"), "parents": {}})
+    return folder
+
+
+def crest_stage(
+    mode: str,
+    *,
+    model: str = MODEL,
+    batch_size: int = BATCH_SIZE,
+    device_batch_size: int | None = None,
+    pairs: int = PAIRS,
+    device: str = "cpu",
+) -> tuple[ClipStage, World]:
+    """The stage of one mode as its config makes it, activations kept anew."""
+    from clip_train.config import ClipTrainConfig
+    from clip_train.stage import ClipStage
+    from crest.world import open_world
+
+    shards = drawn(pairs).shards
+    values: dict[str, Any] = {
+        "run": {"dir": PLACE / "run", "steps": 1 << 20, "device": device, "precision": "auto"},
+        "data": {"shards": shards, "augment": "resized_crop", "noise": 0.0},
+        "model": {"start": str(random_start(model)), "mode": mode, "top_k": TOP_K},
+        "optim": {"batch_size": batch_size, "device_batch_size": device_batch_size, "warmup_steps": 10},
+    }
+    shutil.rmtree(shards.parent / "activations", ignore_errors=True)
+    world = open_world(device, "auto")
+    start = time.perf_counter()
+    stage = ClipStage(ClipTrainConfig.model_validate(values), world)
+    if mode in ("features", "lit", "top_k"):
+        taken = time.perf_counter() - start
+        print(f"{mode}: model built and activations of {pairs} pairs kept in {taken:.1f} s", file=sys.stderr)
+    return stage, world
+
+
+def crest_step(mode: str, **settings: Any) -> Step:
+    """A step as crest.loop.fit makes it: batch, forward, backward, clipping, AdamW, averaged weights.
+
+    Args:
+        mode: of clip_train.
+        settings: as for `crest_stage`.
+    """
+    import torch
+
+    from crest.ema import Ema
+    from crest.learning_rate import learning_rate, set_learning_rate
+    from crest.loop import _train_step, build_optimizer
+
+    stage, world = crest_stage(mode, **settings)
+    plain = stage.model().to(world.device)
+    run, optim = stage.config.run, stage.optim
+    ema = Ema(plain, optim.ema_decay)
+    model, optimizer = world.prepare(plain, build_optimizer(plain, optim))
+    batches = stage.batches("train", world, 0)
+    model.train()
+    numbers = iter(range(1 << 30))
+    fast = "high" if world.device.type == "cuda" else "medium"  # what open_world() sets
+
+    def step() -> None:
+        torch.set_float32_matmul_precision(fast)
+        number = next(numbers)
+        set_learning_rate(optimizer, learning_rate(number, run.steps, optim))
+        _train_step(stage, model, optimizer, batches, world, run, optim, number, 1)
+        ema.update(plain, number)
+
+    return step
+
+
+def crest_batches() -> Step:
+    """One batch of `full`, without what is done with it."""
+    stage, world = crest_stage("full")
+    batches: Iterator[object] = stage.batches("train", world, 0)
+    return lambda: next(batches)
