@@ -148,7 +148,9 @@ def export_weights(
 ) -> Path:
     """Write a model's weights and the card that says what they are; what adapters learned is merged in.
 
-    Adapters are also written by themselves, beside the weights, as (best.)adapter.safetensors.
+    Adapters are also written by themselves, beside the weights, as (best.)adapter.safetensors. A model may
+    have `companions()`: relative name -> content of what else must travel with its weights; and a
+    `file_prefix`, which its own names begin with and those in the file do not.
 
     Args:
         card: JSON-able; at least `kind` and `spec`, enough to build the model again.
@@ -156,7 +158,8 @@ def export_weights(
     Returns:
         the weights file.
     """
-    tensors = _tensors(plain_state(model))
+    prefix: str = getattr(model, "file_prefix", "")
+    tensors = {key.removeprefix(prefix): tensor for key, tensor in _tensors(plain_state(model)).items()}
     if half:
         tensors = {
             key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()
@@ -165,6 +168,8 @@ def export_weights(
     _write(path, tensors, {"kind": str(card["kind"])})
     if is_adapted(model):
         save_adapter(_adapter_path(path), model)
+    for companion, content in getattr(model, "companions", dict)().items():
+        write_bytes(folder / companion, content)
     write_json(folder / name.replace(".safetensors", ".json"), {**card, "sha256": file_hash(path)})
     return path
 
@@ -237,7 +242,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     Raises:
         WeightsError: damaged file, or weights of another architecture (the first difference is named).
     """
-    wanted = model.state_dict()
+    prefix: str = getattr(model, "file_prefix", "")
     try:
         with safe_open(path, framework="pt") as stream:
             found = {name: tuple(stream.get_slice(name).get_shape()) for name in stream.keys()}  # noqa: SIM118
@@ -245,6 +250,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise WeightsError(
             f"{path}: is not a whole safetensors file ({error}); copy or export it again."
         ) from None
+    if any(name.startswith(prefix) for name in found):
+        prefix = ""  # a file from before there were prefixes, or a model without
+    wanted = {name.removeprefix(prefix): tensor for name, tensor in model.state_dict().items()}
     for name, tensor in wanted.items():
         if name not in found:
             raise WeightsError(
@@ -262,7 +270,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
         )
     tensors = load_file(path)
     model.load_state_dict(
-        {name: tensors[name].to(tensor.dtype) for name, tensor in wanted.items()}, strict=True
+        {prefix + name: tensors[name].to(tensor.dtype) for name, tensor in wanted.items()}, strict=True
     )
 
 
