@@ -130,14 +130,16 @@ def _answers(right: Right, captions_ask: bool) -> Callable[[Tensor], Tensor]:
 
 @contextlib.contextmanager
 def exact_products(device: torch.device) -> Iterator[None]:
-    """Float32 as it is: neither autocast nor the faster, coarser products that a training run asks for."""
-    precision = torch.get_float32_matmul_precision()
+    """Float32 as it is: neither autocast nor the coarser products that a training run may ask for."""
+    precision, tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
     try:
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
         torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = tf32
 
 
 def retrieval_metrics(
