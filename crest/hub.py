@@ -21,7 +21,7 @@ from crest.records import read_json
 DEFAULT_ENDPOINT: Final = "https://huggingface.co"
 PATIENCE_S: Final = 10.0
 _NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_SMALL: Final = (".json", ".txt", ".model", ".jinja", ".tiktoken")
+_SMALL: Final = (".json", ".txt", ".txt.gz", ".model", ".jinja", ".tiktoken")
 _WEIGHTS: Final = (
     re.compile(r"model(-\d+-of-\d+)?\.safetensors"),
     re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin"),

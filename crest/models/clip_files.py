@@ -207,6 +207,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: damaged, or more than tensors.
     """
+    _refuse_program(path)
     try:
         if path.suffix == ".safetensors":
             found: Any = load_file(path)
@@ -225,19 +226,24 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return dict(tensors)
 
 
-def _unread(path: Path, error: Exception) -> str:
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if any(name.endswith("constants.pkl") for name in archive.namelist()):
-                return (
-                    f"{path}: is a TorchScript program, expected tensors: loading it would run its code; "
-                    'take the same weights by their tag (OpenAI\'s are "openai") or as safetensors.'
-                )
-        if isinstance(error, pickle.UnpicklingError):
-            return (
-                f"{path}: holds more than tensors, which could run code when it is read; write its state "
-                "dict as safetensors on a machine that trusts it."
+def _refuse_program(path: Path) -> None:
+    """Raise for TorchScript, which torch.load would hand on to what runs it."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+            raise WeightsError(
+                f"{path}: is a TorchScript program, expected tensors: loading would run its code; take the "
+                'same weights by their tag (OpenAI\'s are "openai") or as safetensors.'
             )
+
+
+def _unread(path: Path, error: Exception) -> str:
+    if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
+        return (
+            f"{path}: holds more than tensors, which could run code when it is read; write its state dict as "
+            "safetensors where it is trusted."
+        )
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return f"{path}: is not a whole checkpoint ({reason}); copy or download it again."
 

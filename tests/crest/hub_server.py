@@ -64,6 +64,8 @@ class HubServer:
         words = path.strip("/").split("/")
         if words[:2] == ["api", "models"]:
             return self._info("/".join(words[2:4]), words[5] if words[4:5] == ["revision"] else "main")
+        if len(words) < 5:
+            return 404, {}, b""
         name, revision, file = "/".join(words[:2]), words[3], "/".join(words[4:])
         folder = self.repositories.get(name)
         if folder is None or words[2] != "resolve" or revision not in self._names(folder):
