@@ -8,6 +8,7 @@ the dozen.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -46,9 +47,17 @@ class Ranks:
     """(N,) how many pictures are right answers of each caption"""
     captions_right: NDArray[np.int64]
     """(N,) how many captions are right answers of each picture"""
+    among: NDArray[np.int64]
+    """(N,) how many answers each was ranked among: N, but for ranks of several sets that were joined"""
 
     def __len__(self) -> int:
         return len(self.text_to_image)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Ranks]) -> Ranks:
+        """Ranks of several sets as one; each stays among the answers of its own set."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
 def ranks(similarity: Tensor, same: Tensor) -> Tensor:
@@ -116,7 +125,7 @@ def retrieval_ranks(image_embed: Tensor, text_embed: Tensor, right: Right, *, bl
             answers_right.append(_count(answers))
         found += [torch.cat(places).double().cpu().numpy(), torch.cat(answers_right).cpu().numpy()]
     by_text, pictures_right, by_image, captions_right = found
-    return Ranks(by_text, by_image, pictures_right, captions_right)
+    return Ranks(by_text, by_image, pictures_right, captions_right, np.full(count, count))
 
 
 def _answers(right: Right, captions_ask: bool) -> Callable[[Tensor], Tensor]:
@@ -253,15 +262,15 @@ def _figures(found: Ranks) -> dict[str, _Figure]:
 
 
 def _chance(found: Ranks) -> dict[str, float]:
-    count = len(found)
+    among = np.tile(found.among, 2).astype(np.float64)
     right = np.concatenate([found.pictures_right, found.captions_right]).astype(np.float64)
     figures = {}
     for k in KS:
-        missed = np.ones_like(right)  # C(N - right, k) / C(N, k), one factor for each place
-        for place in range(min(k, count)):
-            missed *= np.maximum(count - right - place, 0) / (count - place)
+        missed = np.ones_like(right)  # C(among - right, k) / C(among, k), one factor for each place
+        for place in range(k):
+            missed *= np.maximum(among - right - place, 0) / np.maximum(among - place, 1)
         figures[f"chance_r_at_{k}"] = float(np.mean(1 - missed))
-    figures["chance_mean_rank"] = float(np.mean((count + 1) / (right + 1)))
+    figures["chance_mean_rank"] = float(np.mean((among + 1) / (right + 1)))
     return figures
 
 

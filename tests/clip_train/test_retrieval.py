@@ -164,7 +164,8 @@ def test_chance_is_the_mean_over_all_orders(same: list[int]) -> None:
 
 def of(text_to_image: list[float], image_to_text: list[float] | None = None) -> Ranks:
     ones = np.ones(len(text_to_image), np.int64)
-    return Ranks(np.array(text_to_image), np.array(image_to_text or text_to_image), ones, ones)
+    both = np.array(text_to_image), np.array(image_to_text or text_to_image)
+    return Ranks(*both, ones, ones, len(ones) * ones)
 
 
 def test_intervals_are_a_function_of_the_seed() -> None:
@@ -232,6 +233,23 @@ def test_a_gain_is_judged_pair_by_pair() -> None:
     assert own["mean_rank_high"] - own["mean_rank_low"] > 10
     still = gain(of(before.tolist()), of(before.tolist()), bootstrap=100)
     assert set(still.values()) == {0.0}
+
+
+def test_joined_sets_are_ranked_and_guessed_each_among_its_own() -> None:
+    first, second = (retrieval_ranks(*pairs(count), torch.arange(count)) for count in (10, 40))
+    both = rank_metrics(Ranks.joined([first, second]))
+    apart = [rank_metrics(one) for one in (first, second)]
+    for name in (
+        "r_at_1",
+        "r_at_5",
+        "mean_rank",
+        "mrr",
+        "chance_r_at_1",
+        "chance_r_at_10",
+        "chance_mean_rank",
+    ):
+        assert both[name] == pytest.approx((10 * apart[0][name] + 40 * apart[1][name]) / 50)
+    assert both["chance_r_at_10"] == pytest.approx((10 * 1 + 40 * 10 / 40) / 50)
 
 
 def test_blocks_of_draws_do_not_change_what_is_drawn() -> None:
