@@ -167,19 +167,23 @@ def crest_stage(
 
 
 def crest_step(mode: str, **settings: Any) -> Step:
-    """A step as crest.loop.fit makes it: batch, forward, backward, clipping, AdamW, averaged weights.
+    """A step in one mode.
 
     Args:
         mode: of clip_train.
         settings: as for `crest_stage`.
     """
+    return step_of(*crest_stage(mode, **settings))
+
+
+def step_of(stage: ClipStage, world: World) -> Step:
+    """A step as crest.loop.fit makes it: batch, forward, backward, clipping, AdamW, averaged weights."""
     import torch
 
     from crest.ema import Ema
     from crest.learning_rate import learning_rate, set_learning_rate
     from crest.loop import _train_step, build_optimizer
 
-    stage, world = crest_stage(mode, **settings)
     plain = stage.model().to(world.device)
     run, optim = stage.config.run, stage.optim
     ema = Ema(plain, optim.ema_decay)

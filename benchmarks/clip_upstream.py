@@ -62,31 +62,28 @@ class LoggedStep:
 
 
 @dataclass(frozen=True)
+class Ended:
+    """How a process ended."""
+
+    seconds: float
+    returncode: int
+    was_stopped: bool
+    """by the time limit"""
+
+
+@dataclass(frozen=True)
 class ScriptRun:
     """One run of the script."""
 
     folder: Path
     """holds out.log and checkpoints/"""
-    seconds: float
-    returncode: int
-    was_stopped: bool
-    """by the time limit"""
+    ended: Ended
 
     @property
     def log(self) -> str:
         """What it has logged."""
         path = self.folder / "out.log"
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-
-    @property
-    def checkpoint(self) -> Path | None:
-        """The weights of the last epoch that it finished."""
-        folder = self.folder / "checkpoints"
-        latest = folder / "epoch_latest.pt"  # written beside and renamed, so it is whole
-        if latest.exists():
-            return latest
-        found = sorted(folder.glob("epoch_*.pt"), key=lambda path: int(path.stem.rpartition("_")[2]))
-        return found[-1] if found and not self.was_stopped else None
 
 
 def read_log(text: str) -> list[LoggedStep]:
@@ -147,23 +144,35 @@ def run_script(flags: Sequence[str], folder: Path, limit_s: float | None = None)
     Args:
         flags: for the script; --logs and --name are set here.
         folder: of the run, which must not exist (the script refuses it, and exits with 0).
-        limit_s: after so long it is asked to stop, and killed when it does not.
+        limit_s: as for `run_limited`.
     """
     if folder.exists():
         raise FileExistsError(f"{folder}: exists, expected a new folder; remove it.")
     command = [sys.executable, "-m", SCRIPT, *flags, "--logs", str(folder.parent), "--name", folder.name]
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    return ScriptRun(folder, run_limited(command, folder.parent / f"{folder.name}.said", limit_s))
+
+
+def run_limited(command: Sequence[str], said: Path, limit_s: float | None) -> Ended:
+    """Run a command to its end or to the time limit; what it prints goes into a file.
+
+    Args:
+        command: is given process and session of its own.
+        said: where its output goes.
+        limit_s: after so long it is asked to stop, and killed when it does not.
+    """
+    said.parent.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
-    with (folder.parent / f"{folder.name}.said").open("wb") as said:
-        process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, start_new_session=True)
+    with said.open("wb") as stream:
+        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True)
         was_stopped = False
         try:
             process.wait(limit_s)
         except subprocess.TimeoutExpired:
             was_stopped = True
         finally:
+            seconds = time.monotonic() - start
             _end(process)
-    return ScriptRun(folder, time.monotonic() - start, int(process.returncode), was_stopped)
+    return Ended(seconds, int(process.returncode), was_stopped)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
