@@ -20,6 +20,7 @@ COMMANDS = (
     "caption_train.report",
     "clip_train",
     "clip_train.embed",
+    "clip_train.folds",
     "prior_train",
     "decoder_train",
     "eval",
