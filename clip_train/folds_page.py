@@ -85,7 +85,7 @@ def _strips(report: Mapping[str, Any], by: str) -> str:
     for label, gains in (*named, ("all folds", report["gain"])):
         value, low, high = (gains[f"{by}{end}"] for end in ("", "_low", "_high"))
         tone = "better" if low > 0 else "worse" if high < 0 else "even"
-        told = f"{shown(by, value, True)} ({shown(by, low, True)} to {shown(by, high, True)})"
+        told = f"{shown(by, value, True)} ({100 * low:+.1f} to {100 * high:+.1f})"
         strips.append(Strip(label, value, low, high, told, tone))
     reach = max(max(abs(strip.low), abs(strip.high)) for strip in strips) or 1.0
     return forest(

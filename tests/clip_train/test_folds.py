@@ -286,39 +286,6 @@ def test_a_trainings_own_config_is_enough(tiny_world: Any, tmp_path: Path) -> No
         load_config(FoldsConfig, path, ["folds.k=1"])
 
 
-def test_the_page_tells_what_may_be_said() -> None:
-    from clip_train.cross_validation import _plain, summed_up
-    from clip_train.folds_page import render
-    from clip_train.retrieval import Ranks
-
-    def result(fold: int, before: list[float], after: list[float]) -> dict[str, Any]:
-        ones = np.ones(20, np.int64)
-        ranks = [Ranks(np.array(one), np.array(one), ones, ones, 20 * ones) for one in (before, after)]
-        told = {"fold": fold, "mode": "<b>full", "train": 60, "val": 10, "held_out": 20, "refused": None}
-        groups = [f"{fold} {number}" for number in range(20)]
-        return {**told, "groups": groups, "ranks": {"before": _plain(ranks[0]), "after": _plain(ranks[1])}}
-
-    class Settings:
-        class folds:  # noqa: N801
-            k, seed = 2, 0
-
-        class judge:  # noqa: N801
-            best_by, bootstrap = "r_at_5", 300
-
-    bad, good = [9.0] * 20, [1.0] * 15 + [9.0] * 5
-    for before, after, says in (
-        (bad, good, "Training helps"),
-        (good, bad, "Training harms"),
-        (good, good, "cannot be told"),
-    ):
-        report = summed_up([result(0, before, after), result(1, before, after)], Settings)  # type: ignore[arg-type]
-        drawn = render(report)
-        assert says in drawn
-        assert "<b>full" not in drawn
-        assert 'href="fold-1/index.html"' in drawn
-        assert drawn.count("<tr>") == 1 + 6 + 1 + 2
-
-
 def test_processes_agree_on_the_same_copies(tiny_world: Any, tmp_path: Path) -> None:
     from clip_train.cross_validation import open_fold
 
