@@ -24,7 +24,7 @@ launch = $(if $(filter-out 1,$(NPROC)),$(PY) -m torch.distributed.run --standalo
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help install demo test check scrape caption caption-report caption-lint shards verify captioner clip embed prior decoder generate eval survey \
+.PHONY: help install demo test check scrape caption caption-report caption-lint shards verify captioner clip embed publish prior decoder generate eval survey \
         bench gpu-check stock schema clean
 
 help: ## list the targets
@@ -78,6 +78,9 @@ clip: $(STAMP) ## fine-tune CLIP (clip.json)
 
 embed: $(STAMP) ## shards -> CLIP embeddings (embed.json)
 	$(PY) -m clip_train.embed $(call flags,embed)
+
+publish: $(STAMP) ## write a CLIP run's model card and OpenCLIP folder, upload it to a hub (publish.json)
+	$(PY) -m clip_train.publish $(call flags,publish)
 
 prior: $(STAMP) ## train the diffusion prior, text -> image embedding (prior.json)
 	$(launch) prior_train $(call flags,prior)

@@ -23,6 +23,7 @@ CLASSES = {
     "captions": "caption_train.report_config.CaptionReportConfig",
     "clip": "clip_train.config.ClipTrainConfig",
     "embed": "clip_train.config.EmbedConfig",
+    "publish": "clip_train.publish_config.PublishConfig",
     "prior": "prior_train.config.PriorTrainConfig",
     "decoder": "decoder_train.config.DecoderTrainConfig",
     "generate": "crest.generate_config.GenerateConfig",

@@ -187,6 +187,21 @@ def _download(name: str, names: Sequence[str], commit: str, cache_dir: Path | No
     return Path(paths[0]).parent
 
 
+def token() -> str:
+    """What proves to the hub who publishes: HF_TOKEN, and nothing that a file of this machine holds.
+
+    Raises:
+        FetchError: it is not set.
+    """
+    found = os.environ.get("HF_TOKEN", "").strip()
+    if not found:
+        raise FetchError(
+            f"HF_TOKEN: is not set, expected a token that may write to {endpoint()}; make one at "
+            f"{endpoint()}/settings/tokens and export it."
+        )
+    return found
+
+
 def publish(folder: Path, name: str, *, private: bool, message: str, marks: Sequence[str]) -> str:
     """Upload a folder as one commit of a model repository, which is made if there is none.
 
@@ -205,13 +220,8 @@ def publish(folder: Path, name: str, *, private: bool, message: str, marks: Sequ
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-    hub, token = endpoint(), os.environ.get("HF_TOKEN", "").strip()
-    if not token:
-        raise FetchError(
-            f"HF_TOKEN: is not set, expected a token that may write to {hub}; make one at "
-            f"{hub}/settings/tokens and export it."
-        )
-    api = HfApi(endpoint=hub, token=token)
+    hub = endpoint()
+    api = HfApi(endpoint=hub, token=token())
     try:
         _refuse_another_kind(api, name, marks)
         api.create_repo(name, private=private, exist_ok=True)

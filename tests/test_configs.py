@@ -22,6 +22,7 @@ TARGETS = {
     "verify": "data",
     "clip": "clip",
     "embed": "embed",
+    "publish": "publish",
     "prior": "prior",
     "decoder": "decoder_64",
     "generate": "generate",

@@ -21,6 +21,7 @@ COMMANDS = (
     "clip_train",
     "clip_train.embed",
     "clip_train.folds",
+    "clip_train.publish",
     "prior_train",
     "decoder_train",
     "eval",

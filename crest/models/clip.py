@@ -9,40 +9,39 @@ the latent width, which is wrong for RN50, and hard-codes token ids.
 from __future__ import annotations
 
 import contextlib
-import functools
-import gzip
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from crest.checkpoint import card_spec, load_weights, locate_weights, read_card, short_hash
-from crest.config import Config
+from crest.checkpoint import WEIGHTS, card_spec, load_weights, locate_weights, read_card, short_hash
 from crest.errors import WeightsError
+from crest.models.clip_architecture import ClipSpec, build, model_config, settled
+from crest.models.clip_files import HUB_PREFIX, fill, is_open_clip_folder, published
+from crest.models.clip_tokenizers import (
+    FOLDER,
+    BytePairs,
+    HubTokenizer,
+    Tokenizer,
+    build_tokenizer,
+    shorten,
+    vocabulary_size,
+)
+from crest.models.clip_towers import DONE, Cuts, image_tower, text_tower
+from crest.records import file_hash
+
+__all__ = ["ClipEncoder", "ClipModel", "ClipSpec", "TextFeatures", "load_clip", "vocabulary_size"]
 
 KIND = "clip"
-
-
-class ClipSpec(Config):
-    """Everything needed to build a CLIP and to feed it."""
-
-    architecture: str | None = None
-    """Name of an OpenCLIP architecture, for instance "ViT-B-32"; or none, with `custom`."""
-    custom: dict[str, Any] | None = None
-    """OpenCLIP's model config (embed_dim, vision_cfg, text_cfg) for an architecture of one's own."""
-    bpe_merges: int | None = None
-    """Keep only the first so many merges of CLIP's byte-pair table (a small vocabulary for a small model)."""
-    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
-    """Per-channel mean that pictures are centred by."""
-    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
-    """Per-channel deviation that pictures are divided by."""
+PIECES = 4
+"""Groups of captions of like length that a batch is parted into."""
+LEAST_PIECE = 16
+"""Captions of a group at least."""
 
 
 @dataclass(frozen=True)
@@ -58,19 +57,26 @@ class ClipModel(nn.Module):
 
     Args:
         spec: what to build.
+        beside: a folder that may hold the tokenizer's files; None: they are looked for by name.
     Raises:
         WeightsError: the architecture is unknown to OpenCLIP, or can't hold the vocabulary.
+        FetchError: files of a tokenizer or text tower that are not on this machine and can't be had.
     """
 
+    file_prefix = "clip."
+    """Names in an exported file are OpenCLIP's own, so that it loads them."""
     mean: Tensor
     std: Tensor
 
-    def __init__(self, spec: ClipSpec) -> None:
+    def __init__(self, spec: ClipSpec, beside: Path | None = None) -> None:
         super().__init__()
-        self.spec = spec
-        self.clip = _build(spec)
-        self.tokenizer = build_tokenizer(spec)
-        if spec.custom is not None:
+        self.spec = spec = settled(spec)
+        config = model_config(spec)
+        self._image_embed_dim = int(config["embed_dim"])
+        # before the towers, which take longer to build than a missing file to be told
+        self.tokenizer: Tokenizer = build_tokenizer(config["text_cfg"], spec.bpe_merges, beside)
+        self.clip = build(spec)
+        if isinstance(self.tokenizer, BytePairs) and not config["text_cfg"].get("hf_model_name"):
             tower = self.clip.text if hasattr(self.clip, "text") else self.clip
             rows = int(tower.token_embedding.num_embeddings)
             if rows < self.tokenizer.vocab_size:
@@ -83,6 +89,8 @@ class ClipModel(nn.Module):
         self.keeps_statistics = False
         """Whether batch norms use the statistics that came with the weights, in training too: those of a part
         of the batch (a chunk, a process's share) would make its embeddings depend on how it was parted."""
+        self.cuts = Cuts()
+        """Where `forward` enters the towers."""
 
     @property
     def has_batch_norm(self) -> bool:
@@ -107,43 +115,53 @@ class ClipModel(nn.Module):
     @property
     def image_embed_dim(self) -> int:
         """D, the true latent width (not the text tower's)."""
-        projection = getattr(self.clip, "text_projection", None)
-        if isinstance(projection, Tensor):
-            return int(projection.shape[-1])
-        return int(getattr(self.clip.visual, "output_dim", 0)) or int(self.clip.text.output_dim)
+        return self._image_embed_dim
 
     @property
     def text_width(self) -> int:
         """K, the width of one text encoding."""
-        return int(self._final_norm().normalized_shape[0])
+        if self._is_published_text:
+            return int(self.clip.text.config.hidden_size)
+        tower = self.clip.text if hasattr(self.clip, "text") else self.clip
+        return int(tower.ln_final.normalized_shape[0])
 
     @property
     def context_length(self) -> int:
         """L at most, tokens."""
         return int(self.tokenizer.context_length)
 
-    def _final_norm(self) -> nn.LayerNorm:
-        tower = self.clip.text if hasattr(self.clip, "text") else self.clip
-        norm: nn.LayerNorm = tower.ln_final
-        return norm
+    @property
+    def _is_published_text(self) -> bool:
+        return hasattr(self.clip, "text") and hasattr(self.clip.text, "pooler")
+
+    def companions(self) -> dict[str, bytes]:
+        """Relative name -> content of the files that exported weights need beside them."""
+        if not isinstance(self.tokenizer, HubTokenizer):
+            return {}
+        return {f"{FOLDER}/{name}": content for name, content in self.tokenizer.files().items()}
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Token ids (B, L) on the model's device, cut to the longest text of the batch."""
-        tokens: Tensor = self.tokenizer(list(texts))
-        return self.crop(tokens).to(self.mean.device)
+        return self.crop(self.tokenizer(list(texts))).to(self.mean.device)
 
     def crop(self, tokens: Tensor) -> Tensor:
         """Drop columns that are padding in every row: exact, and up to twice as fast for short captions."""
         if hasattr(self.clip, "text"):  # a custom text tower may want its full length
             return tokens
-        used = int((tokens != 0).any(dim=0).sum())
-        return tokens[:, :used]
+        if self.clip.attn_mask is None or self.clip.text_pool_type not in ("argmax", "first"):
+            return tokens  # padding takes part in the embedding (CLIPA)
+        return tokens[:, : int(self.tokenizer.inside(tokens).sum(dim=1).max())]
+
+    def fit_texts(self, texts: Sequence[str]) -> tuple[list[str], int]:
+        """Texts that the context holds, longer ones cut behind a whole word; and how many were cut."""
+        short = [shorten(self.tokenizer, text) for text in texts]
+        return short, sum(before != after for before, after in zip(texts, short, strict=True))
 
     def embed_images(self, images: Tensor) -> Tensor:
         """images (B, 3, H, W) in [0, 1], H = W -> image_embed (B, D), unit length."""
         if images.shape[-1] != self.side_px:
             images = F.interpolate(
-                images, size=(self.side_px, self.side_px), mode="bicubic", antialias=True, align_corners=False
+                images, size=(self.side_px, self.side_px), mode=self.spec.interpolation, antialias=True
             ).clamp(0, 1)
         features = self.clip.encode_image((images - self.mean) / self.std)
         return F.normalize(features.float(), dim=-1)
@@ -151,10 +169,7 @@ class ClipModel(nn.Module):
     def embed_tokens(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """tokens (B, L) -> text_embed (B, D) unit length, text_encodings (B, L, K) before masking."""
         if hasattr(self.clip, "text"):
-            kept: list[Tensor] = []
-            with _hooked(self._final_norm(), kept):
-                features = self.clip.encode_text(tokens)
-            return F.normalize(features.float(), dim=-1), kept[0].float()
+            return self._embed_by_custom_tower(tokens)
         clip, length = self.clip, tokens.shape[1]
         hidden = clip.token_embedding(tokens) + clip.positional_embedding[:length]
         mask = None if clip.attn_mask is None else clip.attn_mask[:length, :length]
@@ -168,77 +183,87 @@ class ClipModel(nn.Module):
         features = projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
         return F.normalize(features.float(), dim=-1), encodings.float()
 
-    def forward(self, images: Tensor, tokens: Tensor, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Both embeddings and the logit scale, with the memory of one chunk.
+    def _embed_by_custom_tower(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        tower = self.clip.text
+        kept: list[Any] = []
+        has_class_token = getattr(tower, "cls_emb", None) is not None  # CoCa: behind the words, normed alone
+        inner = tower.transformer if self._is_published_text or has_class_token else tower.ln_final
+        with _hooked(inner, kept):
+            features = self.clip.encode_text(tokens)
+        encodings = kept[0].last_hidden_state if self._is_published_text else kept[0]
+        return F.normalize(features.float(), dim=-1), encodings[:, : tokens.shape[1]].float()
+
+    def forward(
+        self, images: Tensor, tokens: Tensor, chunk: int, states: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Both embeddings, the logit scale and the logit bias, with the memory of one chunk.
 
         Each chunk's activations are recomputed in the backward pass, so the gradient is exactly that of the
         whole batch at once while its negatives never shrink. Source: Gao et al. 2021 (arXiv 2101.06983),
         section 3, by recomputation.
+
+        Args:
+            images: (B, ...) what the image tower is entered with at `cuts.image`: pictures in [0, 1],
+                activations or embeddings.
+            tokens: (B, L).
+            chunk: samples whose activations are held at once.
+            states: (B, ...) activations that the text tower is entered with where `cuts.text` cuts it.
         """
-        image_parts, text_parts = [], []
-        for first in range(0, len(images), chunk):
-            pair = images[first : first + chunk], tokens[first : first + chunk]
-            if chunk < len(images) and torch.is_grad_enabled():
-                image, text = checkpoint(self._pair, *pair, use_reentrant=False)
-            else:
-                image, text = self._pair(*pair)
-            image_parts.append(image)
-            text_parts.append(text)
-        return torch.cat(image_parts), torch.cat(text_parts), self.clip.logit_scale.exp()
+        starts = range(0, len(images), chunk)
+        is_recomputed = len(starts) > 1 and torch.is_grad_enabled()
+        image_parts = [
+            _held(is_recomputed, self.enter_image, images[first : first + chunk]) for first in starts
+        ]
+        order, pieces = self._by_length(tokens, chunk)
+        text_parts = []
+        for rows in pieces:
+            cropped = self.crop(tokens[rows])
+            entered = None if states is None else states[rows]
+            if entered is not None and entered.ndim == 3:
+                entered = entered[:, : cropped.shape[1]]
+            text_parts.append(_held(is_recomputed, self.enter_text, cropped, entered))
+        text = torch.cat(text_parts)
+        if order is not None:
+            text = text[order.argsort()]
+        bias = getattr(self.clip, "logit_bias", None)
+        return torch.cat(image_parts), text, self.clip.logit_scale.exp(), bias
 
-    def _pair(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        return self.embed_images(images), self.embed_tokens(tokens)[0]
+    def _by_length(self, tokens: Tensor, chunk: int) -> tuple[Tensor | None, list[Tensor]]:
+        """Rows of the pieces that captions go through the tower in: of like length, with little padding."""
+        count = len(tokens)
+        if hasattr(self.clip, "text"):  # it may want its full length
+            return None, list(torch.split(torch.arange(count, device=tokens.device), chunk))
+        order = (tokens != 0).sum(dim=1).argsort(stable=True)
+        return order, list(torch.split(order, min(chunk, max(LEAST_PIECE, -(-count // PIECES)))))
 
+    def enter_image(self, entered: Tensor) -> Tensor:
+        """Unit embeddings (B, D) of pictures, or of activations where `cuts.image` cuts the tower."""
+        if self.cuts.image is None:
+            return self.embed_images(entered)
+        if self.cuts.image == DONE:
+            return entered
+        features = image_tower(self.clip).upper(entered, self.cuts.image)
+        return F.normalize(features.float(), dim=-1)
 
-def _build(spec: ClipSpec) -> Any:
-    if spec.custom is not None:
-        config = dict(spec.custom)
-        custom_text = config.pop("custom_text", False)
-        kind = open_clip.CustomTextCLIP if custom_text else open_clip.CLIP
-        try:
-            return kind(**config)
-        except (TypeError, KeyError, AssertionError) as error:
-            raise WeightsError(
-                f"model.custom: is no OpenCLIP architecture ({error}); see open_clip's model_configs."
-            ) from None
-    if spec.architecture is None or spec.architecture not in open_clip.list_models():
-        near = [
-            name for name in open_clip.list_models() if str(spec.architecture).lower()[:5] in name.lower()
-        ][:3]
-        hint = f"; near it are {', '.join(near)}" if near else ""
-        raise WeightsError(f'model.architecture: OpenCLIP has no "{spec.architecture}"{hint}.')
-    return open_clip.create_model(spec.architecture, pretrained=None)
-
-
-@functools.lru_cache(maxsize=8)
-def _short_table(merges: int) -> str:
-    from open_clip.tokenizer import default_bpe
-
-    with gzip.open(default_bpe()) as stream:
-        lines = stream.read().decode().split("\n")[: merges + 1]
-    path = Path(tempfile.mkdtemp(prefix="crest-bpe-")) / "merges.txt.gz"
-    path.write_bytes(gzip.compress("\n".join(lines).encode()))
-    return str(path)
-
-
-def build_tokenizer(spec: ClipSpec) -> Any:
-    """The tokenizer that belongs to a spec; works offline for all but text towers of the hub."""
-    if spec.custom is None and spec.architecture is not None:
-        return open_clip.get_tokenizer(spec.architecture)
-    from open_clip.tokenizer import SimpleTokenizer, default_bpe
-
-    context_length = (spec.custom or {}).get("text_cfg", {}).get("context_length", 77)
-    table = default_bpe() if spec.bpe_merges is None else _short_table(spec.bpe_merges)
-    return SimpleTokenizer(bpe_path=table, context_length=context_length)
+    def enter_text(self, tokens: Tensor, entered: Tensor | None) -> Tensor:
+        """Unit embeddings (B, D) of tokens, or of activations where `cuts.text` cuts the tower."""
+        if self.cuts.text is None:
+            return self.embed_tokens(tokens)[0]
+        assert entered is not None
+        features = text_tower(self.clip).upper(entered, self.cuts.text, tokens)
+        return F.normalize(features.float(), dim=-1)
 
 
-def vocabulary_size(bpe_merges: int) -> int:
-    """Rows of a shortened byte-pair table's token table: bytes, bytes ending a word, merges, two marks."""
-    return 512 + bpe_merges + 2
+def _held(is_recomputed: bool, function: Callable[..., Tensor], *entered: Any) -> Tensor:
+    """What a function gives, its activations held or computed again in the backward pass."""
+    if not is_recomputed:
+        return function(*entered)
+    given: Tensor = checkpoint(function, *entered, use_reentrant=False)
+    return given
 
 
 @contextlib.contextmanager
-def _hooked(module: nn.Module, kept: list[Tensor]) -> Any:
+def _hooked(module: nn.Module, kept: list[Any]) -> Iterator[None]:
     handle = module.register_forward_hook(lambda _module, _inputs, output: kept.append(output))
     try:
         yield
@@ -270,21 +295,18 @@ class ClipEncoder:
         return self.model.embed_images(images.to(self.device))
 
     @torch.no_grad()
-    def encode_text(self, texts: Sequence[str], length: int | None = None) -> TextFeatures:
+    def encode_text(self, texts: Sequence[str] | Tensor, length: int | None = None) -> TextFeatures:
         """Encode texts.
 
         Args:
-            texts: B strings; longer ones than the context are cut at its end.
+            texts: B strings, longer ones than the context are cut at its end; or their tokens (B, L).
             length: pad or cut text_encodings to so many tokens; by default to the longest text.
         Returns:
             text_embed (B, D); text_encodings (B, L, K), zero after the end-of-text token.
         """
-        tokens = self.model.tokenize(texts)
+        tokens = texts.to(self.device) if isinstance(texts, Tensor) else self.model.tokenize(texts)
         text_embed, encodings = self.model.embed_tokens(tokens)
-        ends = (
-            tokens.argmax(dim=-1) if not hasattr(self.model.clip, "text") else (tokens != 0).sum(dim=-1) - 1
-        )
-        inside = torch.arange(tokens.shape[1], device=tokens.device)[None] <= ends[:, None]
+        inside = self.model.tokenizer.inside(tokens)
         encodings = encodings * inside[..., None]
         if length is not None:
             encodings = encodings[:, :length]
@@ -293,40 +315,49 @@ class ClipEncoder:
 
 
 def load_clip_model(place: str | Path) -> tuple[ClipModel, str, dict[str, str]]:
-    """A trainable CLIP from a run folder, a .safetensors file or "stock/<name>": model, hash, parents."""
+    """A trainable CLIP, its hash and its parents.
+
+    Args:
+        place: a run folder, a .safetensors file of one, "stock/<name>", a folder in OpenCLIP's form, or
+            "hf-hub:owner/name".
+    Raises:
+        WeightsError, FetchError: nothing there, or weights of another architecture.
+    """
+    is_own = (Path(place) / WEIGHTS).exists()
+    if str(place).startswith(HUB_PREFIX) or (is_open_clip_folder(place) and not is_own):
+        spec, weights, beside = published(str(place), None)
+        model = ClipModel(spec, beside)
+        fill(model.clip, weights)
+        return model, file_hash(weights)[:16], {}
     path = locate_weights(place, KIND)
     card = read_card(path, KIND)
-    model = ClipModel(card_spec(path, card, ClipSpec))
+    model = ClipModel(card_spec(path, card, ClipSpec), path.parent / FOLDER)
     load_weights(model, path)
     return model, short_hash(path), dict(card.get("parents", {}))
 
 
 def load_clip(place: str | Path, device: str | torch.device = "cpu") -> ClipEncoder:
-    """A frozen CLIP from a run folder, a .safetensors file or a name of the shipped stock ("stock/clip").
+    """A frozen CLIP from any place that `load_clip_model` reads.
 
     Raises:
-        WeightsError: nothing there, or weights of another architecture.
+        WeightsError, FetchError: nothing there, or weights of another architecture.
     """
     model, digest, parents = load_clip_model(place)
     return ClipEncoder(model.to(device), digest, parents)
 
 
-def load_pretrained(architecture: str, pretrained: str) -> ClipModel:
-    """An OpenCLIP architecture with published weights: a tag that it knows, or a local .pt/.safetensors file.
+def load_pretrained(architecture: str, pretrained: str | None = None) -> ClipModel:
+    """A trainable CLIP with published weights.
 
+    Args:
+        architecture: an OpenCLIP name, a JSON file in the form of its model_configs, a folder in OpenCLIP's
+            form, or "hf-hub:owner/name".
+        pretrained: a tag that OpenCLIP knows for the name, or a local file: safetensors, a pickled state dict
+            or a training checkpoint; None: the folder's own weights.
     Raises:
-        WeightsError: unknown architecture, or the weights can't be had.
+        WeightsError, FetchError: no such architecture, or weights that can't be had.
     """
-    spec = ClipSpec(architecture=architecture)
-    model = ClipModel(spec)
-    try:
-        clip = open_clip.create_model(architecture, pretrained=pretrained)
-    except Exception as error:  # the library raises whatever its many sources do
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(
-            f"{architecture}/{pretrained}: the weights can't be had ({reason}); name a local file."
-        ) from error
-    mean, std = clip.visual.image_mean, clip.visual.image_std
-    model = ClipModel(spec.model_copy(update={"image_mean": tuple(mean), "image_std": tuple(std)}))
-    model.clip.load_state_dict(clip.state_dict())
+    spec, weights, beside = published(architecture, pretrained)
+    model = ClipModel(spec, beside)
+    fill(model.clip, weights)
     return model

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import open_clip
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from crest import hub
@@ -163,6 +163,16 @@ def _short_patience() -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
+def hub_name_of(start: str | None, architecture: str | None, pretrained: str | None) -> str | None:
+    """The hub repository that a config's starting weights come from, where they come from one."""
+    for place in (start, architecture):
+        if place and place.startswith(HUB_PREFIX):
+            return place.removeprefix(HUB_PREFIX)
+    tag = open_clip.get_pretrained_cfg(architecture, pretrained) if architecture and pretrained else {}
+    owner, _, rest = str((tag or {}).get("hf_hub", "")).partition("/")
+    return f"{owner}/{rest.partition('/')[0]}" if rest else None
+
+
 def fill(clip: Any, path: Path) -> None:
     """Fill OpenCLIP's model with a published file's weights; every name and shape must agree.
 
@@ -274,18 +284,22 @@ def _fitted(clip: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def write_open_clip(folder: Path, model: ClipModel, *, home: str | None = None) -> None:
+def write_open_clip(
+    folder: Path, model: ClipModel, *, home: str | None = None, name: str | None = None
+) -> None:
     """Write a CLIP as a folder that OpenCLIP loads without Crest, and Crest too.
 
     In it: open_clip_config.json and open_clip_model.safetensors (a hub repository of these two is "hf-hub:…"
-    to OpenCLIP); <folder's name>.json, the architecture for open_clip.add_model_config; tokenizer files.
+    to OpenCLIP); <name>.json, the architecture for open_clip.add_model_config; the tokenizer's files.
 
     Args:
         folder: is made; files of these names are replaced.
         home: where OpenCLIP will find the tokenizer and the text tower's configuration, the name of a hub
             repository; None: this folder.
+        name: of the architecture; None: the folder's.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    is_here = home is None
     home = home or str(folder.resolve())
     config = model_config(model.spec)
     text = config["text_cfg"]
@@ -294,19 +308,18 @@ def write_open_clip(folder: Path, model: ClipModel, *, home: str | None = None) 
         text |= {"hf_model_name": home, "hf_model_pretrained": False}
     if text.get("hf_tokenizer_name"):
         text["hf_tokenizer_name"] = home
-    elif model.spec.bpe_merges is not None:
+    elif model.spec.bpe_merges is not None and is_here:
         text["tokenizer_kwargs"] = {"bpe_path": str(folder.resolve() / MERGES)}
     if "timm_model_name" in config["vision_cfg"]:
         config["vision_cfg"]["timm_model_pretrained"] = False
     preprocess = preprocess_config(model.spec)
     write_json(folder / OPEN_CLIP_CONFIG, {"model_cfg": config, "preprocess_cfg": preprocess})
-    write_json(folder / f"{folder.name}.json", config)
-    for name, content in model.tokenizer.files().items():
-        if name != TEXT_CONFIG or not text.get("hf_model_name"):
-            write_bytes(folder / name, content)
-    part = folder / f"{SAFE}.part"
-    save_file({name: tensor.contiguous() for name, tensor in plain_names(model).items()}, part)
-    part.replace(folder / SAFE)
+    write_json(folder / f"{name or folder.name}.json", config)
+    for file, content in model.tokenizer.files().items():
+        if file != TEXT_CONFIG or not text.get("hf_model_name"):
+            write_bytes(folder / file, content)
+    tensors = {key: tensor.cpu().contiguous().clone() for key, tensor in model.clip.state_dict().items()}
+    write_bytes(folder / SAFE, save(tensors))
 
 
 def preprocess_config(spec: ClipSpec) -> dict[str, Any]:
@@ -318,11 +331,6 @@ def preprocess_config(spec: ClipSpec) -> dict[str, Any]:
         "resize_mode": "longest",
         "fill_color": 255,
     }
-
-
-def plain_names(model: ClipModel) -> dict[str, Tensor]:
-    """A model's weights under OpenCLIP's names; tensors that share memory are parted."""
-    return {name: tensor.detach().cpu().clone() for name, tensor in model.clip.state_dict().items()}
 
 
 def is_open_clip_folder(place: str | Path) -> bool:

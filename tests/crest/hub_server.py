@@ -1,7 +1,8 @@
-"""A tiny hub on loopback: serves folders as repositories, the way the hub's own addresses do."""
+"""A tiny hub on loopback: serves folders as repositories and takes uploads, as the hub's own addresses do."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
@@ -17,10 +18,24 @@ class HubServer:
     Args:
         repositories: "owner/name" -> folder.
         tags: further names of the one commit.
+        home: folder in which repositories are made that are uploaded.
+        token: who may upload; others are refused.
+        datasets: names that belong to datasets.
     """
 
-    def __init__(self, repositories: dict[str, Path], tags: tuple[str, ...] = ("v1",)) -> None:
+    def __init__(
+        self,
+        repositories: dict[str, Path],
+        tags: tuple[str, ...] = ("v1",),
+        home: Path | None = None,
+        token: str = "",
+        datasets: tuple[str, ...] = (),
+    ) -> None:
         self.repositories, self.tags = repositories, tags
+        self.home, self.token, self.datasets = home, token, datasets
+        self.made: dict[str, dict[str, Any]] = {}
+        self.messages: list[str] = []
+        self._large: dict[str, bytes] = {}
         self.requests: Counter[str] = Counter()
         outer = self
 
@@ -29,13 +44,24 @@ class HubServer:
 
             def do_GET(self) -> None:
                 outer.requests[f"{self.command} {self.path}"] += 1
-                status, headers, body = outer.answer(self.path.partition("?")[0])
+                self._send(*outer.answer(self.path.partition("?")[0]))
+
+            def do_POST(self) -> None:
+                outer.requests[f"{self.command} {self.path}"] += 1
+                content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                known = self.headers.get("Authorization") == f"Bearer {outer.token}"
+                self._send(*outer.take(self.path.partition("?")[0], content, known))
+
+            def do_PUT(self) -> None:
+                self.do_POST()
+
+            def _send(self, status: int, headers: dict[str, str], body: bytes) -> None:
                 self.send_response(status)
                 for name, value in headers.items():
                     self.send_header(name, value)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
-                if self.command == "GET":
+                if self.command != "HEAD":
                     self.wfile.write(body)
 
             def do_HEAD(self) -> None:
@@ -64,8 +90,10 @@ class HubServer:
         words = path.strip("/").split("/")
         if words[:2] == ["api", "models"]:
             return self._info("/".join(words[2:4]), words[5] if words[4:5] == ["revision"] else "main")
+        if words[:2] == ["api", "datasets"] and "/".join(words[2:4]) in self.datasets:
+            return self._json({"id": "/".join(words[2:4]), "sha": "0" * 40, "siblings": [], "tags": []})
         if len(words) < 5:
-            return 404, {}, b""
+            return 404, {"X-Error-Code": "RepoNotFound"}, b""
         name, revision, file = "/".join(words[:2]), words[3], "/".join(words[4:])
         folder = self.repositories.get(name)
         if folder is None or words[2] != "resolve" or revision not in self._names(folder):
@@ -75,6 +103,74 @@ class HubServer:
         body = (folder / file).read_bytes()
         tag = hashlib.sha256(body).hexdigest()
         return 200, {"ETag": f'"{tag}"', "X-Repo-Commit": self.commit(folder)}, body
+
+    def take(self, path: str, content: bytes, is_known: bool) -> tuple[int, dict[str, str], bytes]:
+        """What an upload asks for, in the order in which it asks."""
+        if path.startswith("/large/"):
+            self._large[path.removeprefix("/large/")] = content
+            return 200, {}, b""
+        if path == "/api/validate-yaml":
+            return self._json({"errors": [], "warnings": []})
+        if not is_known:
+            return 401, {}, b'{"error": "Invalid username or password."}'
+        words = path.strip("/").split("/")
+        if path == "/api/repos/create":
+            return self._create(json.loads(content))
+        if path.endswith(".git/info/lfs/objects/batch"):
+            return self._batch(json.loads(content))
+        name, step = "/".join(words[2:4]), words[4]
+        if name not in self.repositories:
+            return 404, {"X-Error-Code": "RepoNotFound"}, b"{}"
+        if step == "preupload":
+            files = [
+                {
+                    "path": file["path"],
+                    "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular",
+                    "shouldIgnore": False,
+                }
+                for file in json.loads(content)["files"]
+            ]
+            return self._json({"files": files})
+        assert step == "commit", path
+        return self._commit(self.repositories[name], name, content)
+
+    def _create(self, asked: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
+        name = f"{asked['organization']}/{asked['name']}"
+        if name in self.repositories:
+            return 409, {}, json.dumps({"url": f"{self.url}/{name}"}).encode()
+        assert self.home is not None
+        folder = self.home / asked["organization"] / asked["name"]
+        folder.mkdir(parents=True)
+        self.repositories[name], self.made[name] = folder, asked
+        return self._json({"url": f"{self.url}/{name}", "name": name, "id": name})
+
+    def _batch(self, asked: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
+        def place(oid: str) -> dict[str, Any]:
+            return {"upload": {"href": f"{self.url}/large/{oid}"}}
+
+        objects = [{**one, "actions": place(one["oid"])} for one in asked["objects"]]
+        return self._json({"transfer": "basic", "objects": objects})
+
+    def _commit(self, folder: Path, name: str, content: bytes) -> tuple[int, dict[str, str], bytes]:
+        for line in content.decode().splitlines():
+            entry = json.loads(line)
+            value = entry["value"]
+            if entry["key"] == "header":
+                self.messages.append(value["summary"])
+            elif entry["key"] == "file":
+                (folder / value["path"]).write_bytes(base64.b64decode(value["content"]))
+            elif entry["key"] == "lfsFile":
+                large = self._large[value["oid"]]
+                assert hashlib.sha256(large).hexdigest() == value["oid"]
+                (folder / value["path"]).write_bytes(large)
+        commit = self.commit(folder)
+        return self._json(
+            {"success": True, "commitOid": commit, "commitUrl": f"{self.url}/{name}/commit/{commit}"}
+        )
+
+    @staticmethod
+    def _json(value: Any) -> tuple[int, dict[str, str], bytes]:
+        return 200, {"Content-Type": "application/json"}, json.dumps(value).encode()
 
     def _names(self, folder: Path) -> tuple[str, ...]:
         return (self.commit(folder), "main", *self.tags)
