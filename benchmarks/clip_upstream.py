@@ -241,6 +241,8 @@ def script_step(flags: Sequence[str]) -> Step:
     args = parse_args(list(flags))
     device = init_distributed_device(args)
     args.distill = args.wandb = False
+    if args.force_image_size is not None:
+        (args.force_image_size,) = args.force_image_size  # as its main does with a single number
     random_seed(args.seed, 0)
     model, train_transform, val_transform = create_model_and_transforms(
         args.model,

@@ -145,7 +145,8 @@ def test_step_of_the_script_trains_what_is_not_locked(pairs: Pairs, tiny: str) -
     def flags(*further: str) -> list[str]:
         return script_flags(pairs, model=tiny, batch_size=8, further=further)
 
-    for further, is_locked in (((), False), (("--lock-image",), True)):
+    sized = ("--force-image-size", "16", "--lock-image")
+    for further, is_locked in (((), False), (sized, True)):
         step = script_step(flags(*further))
         model = weights_of(step)
         image = model.visual.conv1.weight.detach().clone()
