@@ -20,6 +20,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import statistics
 import subprocess
@@ -303,6 +304,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             flags = script_flags(pairs, model=model, batch_size=batch_size, workers=workers)
             ran = run_script(flags, PLACE / "script" / f"{os.getpid()}-{number}-{workers}")
             speeds[f"script_workers_{workers}"].append(steady_speed(read_log(ran.log)))
+            shutil.rmtree(ran.folder)  # it holds a checkpoint, whatever the flags say
         times = []
         for _ in range(STEPS):
             start = time.perf_counter()
