@@ -17,16 +17,23 @@ def check(config: ClipTrainConfig) -> None:
 
 
 def main(config: ClipTrainConfig) -> None:
-    """Train, or go on."""
+    """Train, or go on; then choose what is kept, and report."""
+    from clip_train.finish import finish
+    from clip_train.memory import check_memory
     from clip_train.stage import ClipStage
     from crest.loop import fit
     from crest.world import open_world
 
     world = open_world(config.run.device, config.run.precision)
     recipe = config.model_dump(mode="json", exclude={"schema_"})
-    path = fit(ClipStage(config), config.run, config.optim, recipe=recipe, world=world, export_best=True)
+    stage = ClipStage(config, world)
+    first = next(stage.batches("train", world, 0))
+    check_memory(stage.model().to(world.device), first, world)
+    path = fit(stage, config.run, stage.optim, recipe=recipe, world=world, export_best=True)
     if world.is_main:
-        print(f"CLIP: {path}")
+        page = finish(stage, config.run.dir, world)
+        print(f"CLIP: {path}; {page} shows it")
+    world.barrier()
 
 
 if __name__ == "__main__":

@@ -2,52 +2,93 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.distributed.nn.functional
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clip_train.config import ClipTrainConfig
-from clip_train.data import ClipBatch, ClipData, number_captions
+from clip_train.data import ClipBatch, ClipData
+from clip_train.losses import MAX_LOGIT_SCALE, contrastive_logits, gather, sigmoid_loss, softmax_loss
+from clip_train.modes import choose_mode, prepare, resolved
 from clip_train.retrieval import retrieval_metrics
 from crest.config import read_spec
-from crest.errors import ConfigError, DataError
+from crest.errors import ConfigError
 from crest.models.clip import KIND, ClipModel, ClipSpec, load_clip_model, load_pretrained
+from crest.pixels import Pictures
 from crest.records import Split, hash_of
 from crest.world import World
 
+VALIDATED = 128
+"""Held-out pairs that are embedded at once."""
 PREPROCESSING = "flatten alpha on white, pad square on its own flat ground, resize antialiased, centre, scale"
 
 
 class ClipStage:
-    """Contrastive fine-tuning of a CLIP on captioned logos.
+    """Contrastive fine-tuning of a CLIP on captioned logos, in one of the modes of clip_train/modes.py.
 
-    Source: Radford et al. 2021 (arXiv 2103.00020), section 2.3, with every caption of equal text a positive.
+    Source: Radford et al. 2021 (arXiv 2103.00020), section 2.3, with everything alike a positive.
+
+    Args:
+        config: of the run.
+        world: computes the activations that a mode keeps.
+        pictures: train and val pictures, where they are not the shards' own splits (folds).
     """
 
-    best_by = "r_at_1"
-
-    def __init__(self, config: ClipTrainConfig) -> None:
+    def __init__(
+        self, config: ClipTrainConfig, world: World, pictures: tuple[Pictures, Pictures] | None = None
+    ) -> None:
         self.config = config
+        self.best_by: str = config.judge.best_by
+        self.patience = config.judge.patience
         self._model, self._parents = _starting_model(config)
-        self._model.keeps_statistics = config.model.scratch is None
-        self.data = ClipData(config.data, self._model)
-        if len(self.data.val) < 2:
-            raise DataError(
-                f"{config.data.shards}: the val split holds {len(self.data.val)} logos, expected at least 2; "
-                "pack more logos or a larger pack.val_share."
-            )
+        self.data = ClipData(config.data, self._model, pictures)
+        self._right = self.data.held_out_answers()
+        self.mode, self.why = choose_mode(config.model, len(self.data.train))
+        self.optim = resolved(config.optim, self.mode, len(self.data.train))
+        if config.model.loss == "softmax":
+            self.loss_limit = 5 * math.log(self.optim.batch_size) + 5
+        self.is_bias_lent = config.model.loss == "siglip" and _give_bias(self._model)
+        torch.manual_seed(config.run.seed)  # what adapters begin with
+        self._model.cuts = prepare(self._model, config.model, self.mode)
+        self.data.keep_activations(config.run.seed, world)
+        if world.is_main:
+            print(f"{config.run.dir}: {self.told()}", file=sys.stderr)
 
-    def model(self) -> nn.Module:
+    loss_limit = math.inf
+    """A softmax loss far over that of guessing (the logarithm of the batch) does not come back."""
+
+    def told(self) -> str:
+        """What is trained and why, in one line."""
+        learning = sum(weight.numel() for weight in self._model.parameters() if weight.requires_grad)
+        whole = sum(weight.numel() for weight in self._model.parameters())
+        cut = self.data.cut_captions
+        return (
+            f"mode {self.mode} ({self.why}), {learning:,} of {whole:,} weights learn, "
+            f"{len(self.data.train):,} pairs in batches of {self.optim.batch_size:,}, "
+            f"peak rate {self.optim.lr:g}"
+            + (f"; {cut:,} captions were longer than the context and cut at a word" if cut else "")
+        )
+
+    def model(self) -> ClipModel:
         """The CLIP, filled with its starting weights."""
         return self._model
 
+    def start(self) -> ClipModel:
+        """Another one as it was before training, cut at the same places."""
+        clip, _ = _starting_model(self.config)
+        if self.is_bias_lent:
+            _give_bias(clip)
+        clip.keeps_statistics, clip.cuts = self._model.keeps_statistics, self._model.cuts
+        return clip
+
     def batches(self, split: Split, world: World, start: int) -> Iterator[ClipBatch]:
         """One contrastive batch a step, shared out over the processes."""
-        optim = self.config.optim
+        optim = self.optim
         _, micro = world.share(optim.batch_size, optim.device_batch_size)
         if self._model.has_batch_norm and not self._model.keeps_statistics and micro < optim.batch_size:
             raise ConfigError(
@@ -58,57 +99,61 @@ class ClipStage:
         return self.data.batches(self.config.run.seed, optim.batch_size, micro, world, start)
 
     def loss(self, model: nn.Module, batch: ClipBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Symmetric cross entropy over the whole batch of all processes."""
-        image_embed, text_embed, logit_scale = model(batch.images, batch.tokens, batch.chunk)
-        image_embed, text_embed, same = _gather(image_embed), _gather(text_embed), _gather(batch.same)
-        with torch.autocast(image_embed.device.type, enabled=False):
-            logits = logit_scale.clamp(max=100).float() * image_embed @ text_embed.T
-            positives = (same[:, None] == same[None, :]).float()
-            targets = positives / positives.sum(dim=1, keepdim=True)
-            loss = (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
-        hits = (
-            logits.argmax(dim=1)[:, None] == torch.arange(len(logits), device=logits.device)[None]
-        ).float()
-        return loss, {
-            "batch_r_at_1": (hits * positives).sum(dim=1).mean(),
-            "logit_scale": logit_scale.detach(),
-        }
+        """The contrastive loss over the whole batch of all processes."""
+        image_embed, text_embed, scale, bias = model(batch.images, batch.tokens, batch.chunk, batch.states)
+        image_embed, text_embed, numbers = gather(image_embed), gather(text_embed), gather(batch.numbers)
+        right = self.data.positives.matrix(numbers.cpu(), numbers.cpu()).to(image_embed.device)
+        is_softmax = self.config.model.loss == "softmax"
+        logits = contrastive_logits(
+            image_embed,
+            text_embed,
+            scale,
+            None if is_softmax else bias,
+            cap=MAX_LOGIT_SCALE if is_softmax else None,
+        )
+        loss = softmax_loss(logits, right) if is_softmax else sigmoid_loss(logits, right)
+        found = right.gather(1, logits.argmax(dim=1, keepdim=True)).float().mean()
+        return loss, {"batch_r_at_1": found, "logit_scale": scale.detach()}
 
     def resting(self, step: int) -> tuple[nn.Parameter, ...]:
-        """Nothing: all weights learn at every step."""
+        """Nothing: all weights that learn do so at every step."""
         return ()
 
     @torch.no_grad()
     def validate(self, model: nn.Module, world: World) -> dict[str, float]:
         """Retrieval on the held-out split, both ways."""
+        return self.judge(model, bootstrap=0)
+
+    @torch.no_grad()
+    def judge(self, model: nn.Module, bootstrap: int) -> dict[str, float]:
+        """Retrieval on the held-out split, both ways, with intervals where resamplings are asked for."""
         assert isinstance(model, ClipModel)
-        image_embed, text_embed, same = self._embed_val(model)
+        image_embed, text_embed = self._embed_val(model)
+        groups = self.data.val.groups[: len(image_embed)]
         logits = model.clip.logit_scale.exp().clamp(max=100) * image_embed @ text_embed.T
         index = torch.arange(len(logits), device=logits.device)
         loss = (F.cross_entropy(logits, index) + F.cross_entropy(logits.T, index)) / 2
         return {
             "loss": float(loss),
             "samples": float(len(logits)),
-            **retrieval_metrics(image_embed, text_embed, same),
+            **retrieval_metrics(image_embed, text_embed, self._right, bootstrap=bootstrap, groups=groups),
         }
 
-    def _embed_val(self, model: ClipModel) -> tuple[Tensor, Tensor, Tensor]:
-        val, device = self.data.val, model.mean.device
-        count = min(len(val), self.config.data.validate_samples)
+    def _embed_val(self, model: ClipModel) -> tuple[Tensor, Tensor]:
+        device = model.mean.device
         images, texts = [], []
-        for first in range(0, count, 128):
-            last = min(first + 128, count)
-            pictures = torch.from_numpy(val.pixels[first:last].astype("float32") / 255).to(device)
-            images.append(model.embed_images(pictures))
-            texts.append(model.embed_tokens(model.tokenize(val.captions[first:last]))[0])
-        same = torch.from_numpy(number_captions(val)[:count]).to(device)
-        return torch.cat(images), torch.cat(texts), same
+        for first in range(0, len(self._right), VALIDATED):
+            last = min(first + VALIDATED, len(self._right))
+            pictures, tokens, states = self.data.held_out(first, last, device)
+            images.append(model.enter_image(pictures))
+            texts.append(model.enter_text(tokens, states))
+        return torch.cat(images), torch.cat(texts)
 
     @torch.no_grad()
     def preview(self, model: nn.Module) -> dict[str, Tensor]:
         """A row per caption: its own logo first, then the five that the model finds nearest."""
         assert isinstance(model, ClipModel)
-        image_embed, text_embed, _ = self._embed_val(model)
+        image_embed, text_embed = self._embed_val(model)
         rows = min(8, len(image_embed))
         nearest = (text_embed[:rows] @ image_embed.T).topk(min(5, len(image_embed)), dim=1).indices.cpu()
         order = [number for row in range(rows) for number in (row, *nearest[row].tolist())]
@@ -121,6 +166,7 @@ class ClipStage:
             "kind": KIND,
             "spec": model.spec.model_dump(mode="json"),
             "preprocessing": PREPROCESSING,
+            "mode": self.mode,
             "parents": {**self._parents, "shards": self.data.train.shards_hash},
         }
 
@@ -152,12 +198,18 @@ def _starting_model(config: ClipTrainConfig) -> tuple[ClipModel, dict[str, str]]
     return ClipModel(read_spec(ClipSpec, model.scratch or {}, "model.scratch")), {}
 
 
-def _gather(share: Tensor) -> Tensor:
-    """All processes' rows in the order of their ranks; gradients flow back to their owners."""
-    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
-        return share
-    if not share.is_floating_point():
-        parts = [torch.empty_like(share) for _ in range(torch.distributed.get_world_size())]
-        torch.distributed.all_gather(parts, share)
-        return torch.cat(parts)
-    return torch.cat(torch.distributed.nn.functional.all_gather(share))  # type: ignore[no-untyped-call]
+def _give_bias(clip: ClipModel) -> bool:
+    """Give a model the bias that makes few pairs positive, which SigLIP's loss needs, if it has none.
+
+    Source: Zhai et al. 2023 (arXiv 2303.15343), section 3.2: begin at -10.
+    """
+    if getattr(clip.clip, "logit_bias", None) is not None:
+        return False
+    clip.clip.logit_bias = nn.Parameter(torch.tensor(-10.0))
+    return True
+
+
+def take_bias(clip: ClipModel) -> None:
+    """Take back what `_give_bias` gave: embeddings do not need it, and the architecture does not know it."""
+    del clip.clip.logit_bias
+    clip.clip.logit_bias = None

@@ -70,11 +70,9 @@ class RunConfig(Config):
     """Steps between two saved states."""
 
 
-class OptimConfig(Config):
-    """How the weights are moved."""
+class MovingConfig(Config):
+    """How the weights are moved, but for what may depend on what is moved."""
 
-    lr: float = Field(gt=0)
-    """Peak learning rate."""
     warmup_steps: int = Field(default=0, ge=0)
     """Steps of linear warm-up from 0."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
@@ -89,10 +87,17 @@ class OptimConfig(Config):
     """Gradients longer than this are scaled down to it."""
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
     """Averaging factor of the exported weights; 0 exports the last step's weights."""
-    batch_size: int = Field(ge=1)
-    """Samples per optimizer step over all devices and accumulation (the recipe)."""
     device_batch_size: int | None = Field(default=None, ge=1)
     """Samples per forward pass on one device (the machine); must divide its share of batch_size."""
+
+
+class OptimConfig(MovingConfig):
+    """How the weights are moved."""
+
+    lr: float = Field(gt=0)
+    """Peak learning rate."""
+    batch_size: int = Field(ge=1)
+    """Samples per optimizer step over all devices and accumulation (the recipe)."""
 
 
 C = TypeVar("C", bound=FileConfig)

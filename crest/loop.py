@@ -78,6 +78,11 @@ class Stage(Protocol[Batch]):
         ...
 
 
+def patience_of(stage: Stage[Any]) -> int:
+    """Validations without a better one after which a stage wants to stop (its `patience`); 0: never."""
+    return int(getattr(stage, "patience", 0))
+
+
 def fit(
     stage: Stage[Any],
     run: RunConfig,
@@ -122,7 +127,7 @@ def fit(
         if state.step == 0:
             _validate(stage, state, world, tracker, run)
         model.train()
-        while state.step < run.steps:
+        while state.step < run.steps and not _is_hopeless(stage, state, run):
             heed()
             lr = learning_rate(state.step, run.steps, optim)
             set_learning_rate(optimizer, lr)
@@ -145,6 +150,8 @@ def fit(
                 if world.is_main:
                     save_state(run.dir, state)
                 world.barrier()
+        if state.step < run.steps and world.is_main:  # stopped early: what it shows is due now
+            tracker.images(state.step, stage.preview(state.ema.model))
     if world.is_main:
         _export(stage, state, run, recipe, world, export_best)
     world.barrier()
@@ -195,15 +202,19 @@ def _start(stage: Stage[Any], run: RunConfig, optim: OptimConfig, world: World) 
 
 
 def build_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW with weight decay on matrices only (norms, biases and single vectors are left alone)."""
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    groups = [
-        {"params": [weight for weight in weights if weight.ndim >= 2], "weight_decay": optim.weight_decay},
-        {"params": [weight for weight in weights if weight.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=optim.lr, betas=optim.betas, fused=True
-    )
+    """AdamW with weight decay on matrices only (norms, biases and single vectors are left alone).
+
+    A parameter with an attribute `lr_scale` learns at that share of the rate.
+    """
+    groups: dict[tuple[bool, float], dict[str, Any]] = {}
+    for weight in model.parameters():
+        if weight.requires_grad:
+            key = (weight.ndim >= 2, getattr(weight, "lr_scale", 1.0))
+            decay = optim.weight_decay if weight.ndim >= 2 else 0.0
+            group = groups.setdefault(key, {"params": [], "weight_decay": decay, "lr_scale": key[1]})
+            group["params"].append(weight)
+    ordered = [groups[key] for key in sorted(groups, reverse=True)]
+    return torch.optim.AdamW(ordered, lr=optim.lr, betas=optim.betas, fused=True)
 
 
 def _train_step(
@@ -229,7 +240,7 @@ def _train_step(
                     sums.get(name, torch.zeros((), device=value.device))
                     + value.detach().float() / accumulation
                 )
-            _refuse_non_finite(loss, run, step, world)
+            _refuse_exploded(loss, run, optim, step, world, getattr(stage, "loss_limit", math.inf))
             world.backward(loss / accumulation)
     for weight in stage.resting(step):
         weight.grad = None
@@ -239,15 +250,25 @@ def _train_step(
     return sums
 
 
-def _refuse_non_finite(loss: Tensor, run: RunConfig, step: int, world: World) -> None:
-    finite = torch.isfinite(loss.detach()).float()
+def _refuse_exploded(
+    loss: Tensor, run: RunConfig, optim: OptimConfig, step: int, world: World, limit: float
+) -> None:
+    is_fine = (torch.isfinite(loss.detach()) & (loss.detach() <= limit)).float()
     if world.size > 1:
-        torch.distributed.all_reduce(finite, op=torch.distributed.ReduceOp.MIN)
-    if not math.isclose(float(finite), 1.0):
+        torch.distributed.all_reduce(is_fine, op=torch.distributed.ReduceOp.MIN)
+    if not math.isclose(float(is_fine), 1.0):
+        value = float(loss.detach())
+        what = f"{value:.4g}, more than {limit:.4g}" if math.isfinite(value) else f"{value}, not a finite number"
         raise RunError(
-            f"{run.dir}: the loss at step {step} is {float(loss.detach())}, not a finite number; the weights "
-            f"are those of the step before. Lower optim.lr or look at that batch, and run again."
+            f"{run.dir}: the loss at step {step} is {what}; the weights are those of the step before. Lower "
+            f"optim.lr (it is {optim.lr:g}; a tenth of it, say) or look at that batch, and run again."
         )
+
+
+def _is_hopeless(stage: Stage[Any], state: State, run: RunConfig) -> bool:
+    """Whether so many validations have brought nothing better that the stage wants to stop."""
+    waited = (state.step - state.best_step) // run.validate_every
+    return 0 < patience_of(stage) <= waited
 
 
 def _due(step: int, every: int, steps: int) -> bool:

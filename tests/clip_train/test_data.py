@@ -59,5 +59,5 @@ def test_processes_share_out_one_global_batch(tiny_world: Any, size: int) -> Non
         next(data.batches(1, 8, 8, type(one)(rank, size, one.device, "fp32", one.accelerator), 2))
         for rank in range(size)
     ]
-    for name in ("images", "tokens", "same"):
+    for name in ("images", "tokens", "numbers"):
         assert torch.equal(torch.cat([getattr(share, name) for share in shares]), getattr(whole, name))

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from clip_train.config import ClipTrainConfig
 from clip_train.data import ClipBatch
+from clip_train.positives import positives
 from clip_train.stage import ClipStage
 from crest.errors import ConfigError, DataError, WeightsError
 from crest.models.clip import ClipModel
@@ -20,7 +22,7 @@ from crest.world import open_world
 
 def stage(tiny_world: Any, tmp_path: Path, **changes: Any) -> ClipStage:
     values = tiny_world.config("clip_train", tmp_path / "run", **changes)
-    return ClipStage(ClipTrainConfig.model_validate_json(json.dumps(values, default=str)))
+    return ClipStage(ClipTrainConfig.model_validate_json(json.dumps(values, default=str)), open_world("cpu"))
 
 
 @pytest.mark.parametrize(("start", "found"), [(None, "none"), ("stock/clip", "start and scratch")])
@@ -86,10 +88,16 @@ def test_a_validation_split_of_one_is_refused(tiny_world: Any, tmp_path: Path) -
 def loss_of(clip_stage: ClipStage, same: list[int]) -> float:
     """The loss of a model that embeds four pairs perfectly apart."""
 
-    def model(images: torch.Tensor, tokens: torch.Tensor, chunk: int) -> tuple[torch.Tensor, ...]:
-        return torch.eye(4), torch.eye(4), torch.tensor(50.0)
+    def model(images: Tensor, tokens: Tensor, chunk: int, states: None) -> tuple[Tensor | None, ...]:
+        return torch.eye(4), torch.eye(4), torch.tensor(50.0), None
 
-    batch = ClipBatch(torch.zeros(4, 3, 2, 2), torch.zeros(4, 2), torch.tensor(same), 4)
+    pictures = clip_stage.data.train
+    texts = [f"logo of club {'abcd'[number]}" for number in same]
+    alone = dataclasses.replace(
+        pictures, ids=[*"abcd"], captions=texts, groups=[*"abcd"], pixels=pictures.pixels[:4]
+    )
+    clip_stage.data.positives = positives(alone, captions_alike=1, pictures_alike=0)
+    batch = ClipBatch(torch.zeros(4, 3, 2, 2), torch.zeros(4, 2), torch.arange(4), 4)
     return float(clip_stage.loss(model, batch)[0])  # type: ignore[arg-type]
 
 
@@ -119,7 +127,8 @@ def test_a_fine_tuned_resnet_keeps_its_statistics_and_may_see_a_batch_in_parts(
 ) -> None:
     scratch = tiny_world.config("clip_train", tmp_path / "first", model__scratch=resnet(tiny_world, tmp_path))
     assert command("clip_train", scratch, tmp_path) == 0
-    fine = stage(tiny_world, tmp_path, model__scratch=None, model__start=str(tmp_path / "first"))
+    changes = {"scratch": None, "start": str(tmp_path / "first"), "mode": "full"}
+    fine = stage(tiny_world, tmp_path, **{f"model__{name}": value for name, value in changes.items()})
     model = fine.model().train()
     assert isinstance(model, ClipModel)
     batch = next(iter(fine.batches("train", open_world("cpu", "fp32"), 0)))

@@ -1,0 +1,115 @@
+"""After training: how far between start and tuned weights to stop, what was forgotten, and the report.
+
+Weights that answer too differently about general things are not promoted: they keep another name, under which
+no later step finds them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+from clip_train.page import write_page
+from clip_train.probe import Probe, drift
+from clip_train.stage import ClipStage, take_bias
+from clip_train.wise import Sweep, sweep
+from crest.adapters import ADAPTER, adapters, load_adapter
+from crest.checkpoint import CARD, WEIGHTS, export_weights, load_weights
+from crest.errors import RunError
+from crest.models.clip import ClipModel
+from crest.records import read_json, write_json
+from crest.world import World
+
+REPORT: Final = "report.json"
+BEST: Final = "best.safetensors"
+REFUSED: Final = "refused"
+
+
+def finish(stage: ClipStage, run_dir: Path, world: World) -> Path:
+    """Choose between start and tuned weights, write report.json and the page; does nothing a second time.
+
+    Args:
+        stage: of the run, whose training is finished.
+        run_dir: of the run.
+        world: this process, which is the only one that comes here.
+    Returns:
+        the page.
+    Raises:
+        RunError: the weights moved too far from what they knew.
+    """
+    if (run_dir / REPORT).exists() and (run_dir / WEIGHTS).exists():
+        return write_page(run_dir)
+    settings, model = stage.config.judge, stage.start().eval().to(world.device)
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    load_weights(model, run_dir / BEST)
+    tuned = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.load_state_dict(start)
+    is_tuned = stage.mode != "scratch"
+    probe = Probe(model.side_px)
+    with world.autocast():
+        before = stage.judge(model, settings.bootstrap)
+    known = probe.embed(model)
+
+    def score(tried: ClipModel) -> dict[str, float]:
+        with world.autocast():
+            figures = stage.judge(tried, bootstrap=0)
+        return {**figures, **drift(known, probe.embed(tried))}
+
+    alphas = sorted({*settings.wise_ft, 1.0}) if is_tuned and settings.wise_ft else [1.0]
+    limit = settings.max_drift if is_tuned else None
+    swept = sweep(model, start, tuned, alphas, score, best_by=settings.best_by, max_drift=limit)
+    card = {name: value for name, value in read_json(run_dir / CARD).items() if name != "sha256"}
+    if swept.refused is not None:
+        _set_aside(run_dir)
+        write_json(run_dir / REPORT, _report(stage, before, {}, swept, limit, refused=swept.refused))
+        write_page(run_dir)
+        raise RunError(f"{run_dir}: {swept.refused}")
+    with world.autocast():
+        after = stage.judge(model, settings.bootstrap)
+    moved = drift(known, probe.embed(model))
+    result = _adapted(stage, run_dir, swept.alpha, world) if (run_dir / f"best.{ADAPTER}").exists() else model
+    if stage.is_bias_lent:
+        take_bias(result)
+    export_weights(run_dir, result, {**card, "wise_ft": swept.alpha, "metrics": after, "drift": moved})
+    write_json(run_dir / REPORT, _report(stage, before, after, swept, limit, probe=moved))
+    return write_page(run_dir)
+
+
+def _adapted(stage: ClipStage, run_dir: Path, alpha: float, world: World) -> ClipModel:
+    """The start with its adapters, scaled by alpha: the same weights as interpolated ones."""
+    model = stage.start().eval().to(world.device)
+    load_adapter(run_dir / f"best.{ADAPTER}", model)
+    for _, adapter in adapters(model):
+        adapter.scale *= alpha
+    return model
+
+
+def _set_aside(run_dir: Path) -> None:
+    for name in (WEIGHTS, CARD, ADAPTER):
+        path = run_dir / name
+        if path.exists():
+            path.replace(path.with_name(f"{REFUSED}.{name}"))
+
+
+def _report(
+    stage: ClipStage,
+    before: dict[str, float],
+    after: dict[str, float],
+    swept: Sweep,
+    limit: float | None,
+    **more: Any,
+) -> dict[str, Any]:
+    return {
+        "mode": stage.mode,
+        "why": stage.why,
+        "pairs": len(stage.data.train),
+        "held_out": len(stage.data.val),
+        "before": before,
+        "after": after,
+        "wise": [asdict(row) for row in swept.rows],
+        "alpha": swept.alpha,
+        "max_drift": limit,
+        "dropped": {"captions_cut": stage.data.cut_captions},
+        **more,
+    }
