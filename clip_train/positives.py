@@ -71,11 +71,10 @@ class Likeness:
     near: Any
     """(classes, classes) sparse bool: 1 for a class and itself, and for near ones both ways"""
 
-    def matrix(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Rows (A,) against columns (B,): (A, B)."""
+    def mark(self, alike: NDArray[np.bool_], rows: NDArray[np.int64], columns: NDArray[np.int64]) -> None:
+        """Set what is alike of rows (A,) against columns (B,) in `alike` (A, B)."""
         part = self.near[self.classes[rows]][:, self.classes[columns]]
-        alike: NDArray[np.bool_] = part.toarray().astype(bool)
-        return alike
+        alike[np.repeat(np.arange(len(rows)), np.diff(part.indptr)), part.indices] = True
 
     def pairs(self) -> tuple[int, int]:
         """How many pairs of samples are equal, and how many near."""
@@ -105,7 +104,10 @@ class Positives:
         A number may occur several times, as where a batch spans two epochs.
         """
         one, other = np.asarray(rows), np.asarray(columns)
-        return torch.from_numpy(self._captions.matrix(one, other) | self._pictures.matrix(one, other))
+        alike = np.zeros((len(one), len(other)), dtype=bool)
+        self._captions.mark(alike, one, other)
+        self._pictures.mark(alike, one, other)
+        return torch.from_numpy(alike)
 
     def counts(self) -> dict[str, int]:
         """How many pairs of samples are alike, by kind; a pair may be of one kind of each half."""
