@@ -256,8 +256,6 @@ def script_step(flags: Sequence[str]) -> Step:
     )
     if args.lock_image:
         model.lock_image_tower(args.lock_image_unlocked_groups, args.lock_image_freeze_bn_stats)
-    if args.lock_text:
-        model.lock_text_tower(args.lock_text_unlocked_layers, args.lock_text_freeze_layer_norm)
     random_seed(args.seed, args.rank)
 
     def is_spared(name: str, weight: Any) -> bool:

@@ -157,6 +157,23 @@ def test_step_of_the_script_trains_what_is_not_locked(pairs: Pairs, tiny: str) -
         assert not bool((model.token_embedding.weight == text).all())
 
 
+def test_script_trains_as_many_image_blocks_as_top_k(pairs: Pairs, tiny: str) -> None:
+    assert clip.LOCKED["top_k"][-1] == str(clip.TOP_K + 1)
+    model = weights_of(
+        script_step(
+            script_flags(
+                pairs,
+                model=tiny,
+                batch_size=8,
+                further=("--lock-image", "--lock-image-unlocked-groups", "2"),
+            )
+        )
+    )
+    learning = {name for name, weight in model.visual.named_parameters() if weight.requires_grad}
+    assert {name.split(".")[2] for name in learning if "resblocks" in name} == {"1"}
+    assert "proj" in learning
+
+
 @pytest.mark.parametrize("mode", ["full", "lit", "top_k", "features"])
 def test_our_step_trains_in_every_mode(
     pairs: Pairs, tiny: str, mode: str, monkeypatch: pytest.MonkeyPatch
