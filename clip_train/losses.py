@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 import torch
-import torch.distributed.nn.functional
+import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -93,11 +93,24 @@ def gather(share: Tensor) -> Tensor:
     """
     if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
         return share
-    if not share.is_floating_point():
+    whole: Tensor = _Gather.apply(share)  # type: ignore[no-untyped-call]
+    return whole
+
+
+class _Gather(torch.autograd.Function):
+    """All shares, whose gradient is the sum of what every process wants of its own share."""
+
+    @staticmethod
+    def forward(ctx: Any, share: Tensor) -> Tensor:
         parts = [torch.empty_like(share) for _ in range(torch.distributed.get_world_size())]
-        torch.distributed.all_gather(parts, share)
+        torch.distributed.all_gather(parts, share.contiguous())
         return torch.cat(parts)
-    return torch.cat(torch.distributed.nn.functional.all_gather(share))  # type: ignore[no-untyped-call]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        whole = gradients[0].clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(whole)
+        return whole.chunk(torch.distributed.get_world_size())[torch.distributed.get_rank()]
 
 
 class _AtMost(torch.autograd.Function):

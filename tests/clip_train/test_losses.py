@@ -184,6 +184,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, str(script), str(folder), "2", "4"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     assert done.returncode == 0, done.stderr[-4000:]
+    assert "Warning" not in done.stderr
     return folder
 
 
