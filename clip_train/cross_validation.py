@@ -28,7 +28,7 @@ from clip_train.memory import check_memory
 from clip_train.modes import WHOLE_SET
 from clip_train.positives import positives
 from clip_train.retrieval import Ranks, gain, rank_metrics, retrieval_ranks
-from clip_train.stage import VALIDATED, ClipStage, _starting_model
+from clip_train.stage import VALIDATED, ClipStage, starting_model
 from crest.errors import RunError
 from crest.loop import WATCHED, fit
 from crest.models.clip import ClipModel, load_clip_model
@@ -166,7 +166,7 @@ def _made_from(config: FoldsConfig) -> str:
 
 
 def _train_and_judge(config: FoldsConfig, number: int, folder: Path, made_from: str, world: World) -> None:
-    start = _starting_model(config)[0]
+    start = starting_model(config)[0]
     fold = open_fold(
         config.data,
         config.folds.k,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from clip_train.page import write_page
-from clip_train.probe import Probe, drift
+from clip_train.retrieval import Ranks, gain, rank_metrics
 from clip_train.stage import ClipStage, take_bias
 from clip_train.wise import Sweep, sweep
 from crest.adapters import ADAPTER, adapters, load_adapter
@@ -19,6 +19,7 @@ from crest.checkpoint import CARD, WEIGHTS, export_weights, load_weights
 from crest.errors import RunError
 from crest.models.clip import ClipModel
 from crest.records import read_json, write_json
+from crest.tracker import read_scalars
 from crest.world import World
 
 REPORT: Final = "report.json"
@@ -38,7 +39,8 @@ def finish(stage: ClipStage, run_dir: Path, world: World) -> Path:
     Raises:
         RunError: the weights moved too far from what they knew.
     """
-    if (run_dir / REPORT).exists() and (run_dir / WEIGHTS).exists():
+    report = run_dir / REPORT
+    if report.exists() and (run_dir / WEIGHTS).exists() and not read_json(report).get("refused"):
         return write_page(run_dir)
     settings, model = stage.config.judge, stage.start().eval().to(world.device)
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -46,15 +48,11 @@ def finish(stage: ClipStage, run_dir: Path, world: World) -> Path:
     tuned = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.load_state_dict(start)
     is_tuned = stage.mode != "scratch"
-    probe = Probe(model.side_px)
-    with world.autocast():
-        before = stage.judge(model, settings.bootstrap)
-    known = probe.embed(model)
+    before = _judged(stage, model, world)
 
     def score(tried: ClipModel) -> dict[str, float]:
-        with world.autocast():
-            figures = stage.judge(tried, bootstrap=0)
-        return {**figures, **drift(known, probe.embed(tried))}
+        moved = stage.drifted(tried) if is_tuned else {}
+        return {**_figures(stage, _judged(stage, tried, world), 0), **moved}
 
     alphas = sorted({*settings.wise_ft, 1.0}) if is_tuned and settings.wise_ft else [1.0]
     limit = settings.max_drift if is_tuned else None
@@ -62,18 +60,28 @@ def finish(stage: ClipStage, run_dir: Path, world: World) -> Path:
     card = {name: value for name, value in read_json(run_dir / CARD).items() if name != "sha256"}
     if swept.refused is not None:
         _set_aside(run_dir)
-        write_json(run_dir / REPORT, _report(stage, before, {}, swept, limit, refused=swept.refused))
+        write_json(report, _report(stage, before, None, swept, limit, refused=swept.refused))
         write_page(run_dir)
         raise RunError(f"{run_dir}: {swept.refused}")
-    with world.autocast():
-        after = stage.judge(model, settings.bootstrap)
-    moved = drift(known, probe.embed(model))
+    after, moved = _judged(stage, model, world), stage.drifted(model) if is_tuned else {}
     result = _adapted(stage, run_dir, swept.alpha, world) if (run_dir / f"best.{ADAPTER}").exists() else model
     if stage.is_bias_lent:
         take_bias(result)
-    export_weights(run_dir, result, {**card, "wise_ft": swept.alpha, "metrics": after, "drift": moved})
-    write_json(run_dir / REPORT, _report(stage, before, after, swept, limit, probe=moved))
+    figures = _figures(stage, after, settings.bootstrap)
+    export_weights(run_dir, result, {**card, "wise_ft": swept.alpha, "metrics": figures, "drift": moved})
+    write_json(report, _report(stage, before, after, swept, limit, probe=moved))
     return write_page(run_dir)
+
+
+def _judged(stage: ClipStage, model: ClipModel, world: World) -> tuple[Ranks, float]:
+    with world.autocast():
+        return stage.judged(model)
+
+
+def _figures(stage: ClipStage, judged: tuple[Ranks, float], bootstrap: int) -> dict[str, float]:
+    found, loss = judged
+    figures = rank_metrics(found, bootstrap=bootstrap, groups=stage.groups)
+    return {"loss": loss, "samples": float(len(found)), **figures}
 
 
 def _adapted(stage: ClipStage, run_dir: Path, alpha: float, world: World) -> ClipModel:
@@ -94,22 +102,31 @@ def _set_aside(run_dir: Path) -> None:
 
 def _report(
     stage: ClipStage,
-    before: dict[str, float],
-    after: dict[str, float],
+    before: tuple[Ranks, float],
+    after: tuple[Ranks, float] | None,
     swept: Sweep,
     limit: float | None,
     **more: Any,
 ) -> dict[str, Any]:
+    draws, run = stage.config.judge.bootstrap, stage.config.run
+    last = max((int(row["step"]) for row in read_scalars(run.dir)), default=run.steps)
     return {
         "mode": stage.mode,
         "why": stage.why,
         "pairs": len(stage.data.train),
         "held_out": len(stage.data.val),
-        "before": before,
-        "after": after,
+        "before": _figures(stage, before, draws),
+        "after": {} if after is None else _figures(stage, after, draws),
+        "gain": {} if after is None else _gain(stage, before[0], after[0]),
         "wise": [asdict(row) for row in swept.rows],
         "alpha": swept.alpha,
+        "stopped_early_at": last if last < run.steps else None,
         "max_drift": limit,
         "dropped": {"captions_cut": stage.data.cut_captions},
         **more,
     }
+
+
+def _gain(stage: ClipStage, before: Ranks, after: Ranks) -> dict[str, float]:
+    draws = stage.config.judge.bootstrap
+    return gain(before, after, bootstrap=draws, groups=stage.groups) if draws else {}

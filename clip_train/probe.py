@@ -19,6 +19,7 @@ from torch import Tensor
 from clip_train.probe_bank import PROMPTS, VERSION, draw_pictures
 from clip_train.retrieval import exact_products
 from crest.models.clip import ClipModel
+from crest.models.clip_towers import DONE, image_tower, text_tower
 
 MOST = 2.0
 """The largest drift: every answer turned into its opposite, or into no number at all."""
@@ -54,25 +55,57 @@ class Probe:
         self.prompts = tuple(prompts)
         self.pictures = torch.from_numpy(draw_pictures(side_px).copy())
         """(64, 3, side_px, side_px) uint8"""
+        self._entered: dict[tuple[str, int, int], Tensor] = {}
 
     @torch.no_grad()
     def embed(self, model: ClipModel) -> ProbeEmbeddings:
-        """Ask a model, in true float32 and evaluation mode whatever it is in; it is left as it was."""
+        """Ask a model, in true float32 and evaluation mode whatever it is in; it is left as it was.
+
+        Where its towers are cut, what lies below is taken to be the same in every model that is asked, and is
+        computed once.
+        """
         device, modes = model.mean.device, {module: module.training for module in model.modules()}
         model.eval()
         images, texts = [], []
         try:
             with exact_products(device):
                 for first in range(0, len(self.pictures), _AT_ONCE):
-                    pictures = self.pictures[first : first + _AT_ONCE].to(device)
-                    images.append(model.embed_images(pictures.float() / 255))
+                    images.append(model.enter_image(self._pictures(model, first, device)))
                 for first in range(0, len(self.prompts), _AT_ONCE):
                     tokens = model.tokenize(self.prompts[first : first + _AT_ONCE])
-                    texts.append(model.embed_tokens(tokens)[0])
+                    texts.append(model.enter_text(tokens, self._states(model, first, tokens)))
         finally:
             for module, mode in modes.items():
                 module.training = mode
         return ProbeEmbeddings(torch.cat(images).float().cpu(), torch.cat(texts).float().cpu())
+
+    def _pictures(self, model: ClipModel, first: int, device: torch.device) -> Tensor:
+        """Pictures, or what enters the upper part of a cut image tower."""
+
+        def shown() -> Tensor:
+            return self.pictures[first : first + _AT_ONCE].to(device).float() / 255
+
+        cut = model.cuts.image
+        if cut is None:
+            return shown()
+        key = ("image", cut, first)
+        if key not in self._entered:
+            if cut == DONE:
+                self._entered[key] = model.embed_images(shown())
+            else:
+                normal = (shown() - model.mean) / model.std
+                self._entered[key] = image_tower(model.clip).lower(normal, cut)
+        return self._entered[key]
+
+    def _states(self, model: ClipModel, first: int, tokens: Tensor) -> Tensor | None:
+        """What enters the upper part of a cut text tower."""
+        cut = model.cuts.text
+        if cut is None:
+            return None
+        key = ("text", cut, first)
+        if key not in self._entered:
+            self._entered[key] = text_tower(model.clip).lower(tokens, cut)
+        return self._entered[key]
 
 
 def drift(before: ProbeEmbeddings, after: ProbeEmbeddings) -> dict[str, float]:

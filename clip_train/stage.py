@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clip_train.config import ClipTrainConfig
 from clip_train.data import ClipBatch, ClipData
 from clip_train.losses import MAX_LOGIT_SCALE, contrastive_logits, gather, sigmoid_loss, softmax_loss
 from clip_train.modes import choose_mode, prepare, resolved
-from clip_train.retrieval import retrieval_metrics
+from clip_train.probe import Probe, ProbeEmbeddings, drift
+from clip_train.retrieval import Ranks, rank_metrics, retrieval_ranks
 from crest.config import read_spec
 from crest.errors import ConfigError
 from crest.models.clip import KIND, ClipModel, ClipSpec, load_clip_model, load_pretrained
@@ -45,9 +45,10 @@ class ClipStage:
         self.config = config
         self.best_by: str = config.judge.best_by
         self.patience = config.judge.patience
-        self._model, self._parents = _starting_model(config)
+        self._model, self._parents = starting_model(config)
         self.data = ClipData(config.data, self._model, pictures)
         self._right = self.data.held_out_answers()
+        self._known: ProbeEmbeddings | None = None
         self.mode, self.why = choose_mode(config.model, len(self.data.train))
         self.optim = resolved(config.optim, self.mode, len(self.data.train))
         if config.model.loss == "softmax":
@@ -80,7 +81,7 @@ class ClipStage:
 
     def start(self) -> ClipModel:
         """Another one as it was before training, cut at the same places."""
-        clip, _ = _starting_model(self.config)
+        clip, _ = starting_model(self.config)
         if self.is_bias_lent:
             _give_bias(clip)
         clip.keeps_statistics, clip.cuts = self._model.keeps_statistics, self._model.cuts
@@ -121,23 +122,33 @@ class ClipStage:
 
     @torch.no_grad()
     def validate(self, model: nn.Module, world: World) -> dict[str, float]:
-        """Retrieval on the held-out split, both ways."""
-        return self.judge(model, bootstrap=0)
+        """Retrieval on the held-out split, both ways, and how far general answers have drifted."""
+        assert isinstance(model, ClipModel)
+        found, loss = self.judged(model)
+        figures = {"loss": loss, "samples": float(len(found)), **rank_metrics(found)}
+        if self.mode == "scratch":
+            return figures
+        return {**figures, **self.drifted(model)}
 
     @torch.no_grad()
-    def judge(self, model: nn.Module, bootstrap: int) -> dict[str, float]:
-        """Retrieval on the held-out split, both ways, with intervals where resamplings are asked for."""
-        assert isinstance(model, ClipModel)
+    def judged(self, model: ClipModel) -> tuple[Ranks, float]:
+        """Where the right answers of the held-out pairs stand, and the loss over them."""
         image_embed, text_embed = self._embed_val(model)
-        groups = self.data.val.groups[: len(image_embed)]
-        logits = model.clip.logit_scale.exp().clamp(max=100) * image_embed @ text_embed.T
-        index = torch.arange(len(logits), device=logits.device)
-        loss = (F.cross_entropy(logits, index) + F.cross_entropy(logits.T, index)) / 2
-        return {
-            "loss": float(loss),
-            "samples": float(len(logits)),
-            **retrieval_metrics(image_embed, text_embed, self._right, bootstrap=bootstrap, groups=groups),
-        }
+        logits = contrastive_logits(image_embed, text_embed, model.clip.logit_scale.exp())
+        loss = softmax_loss(logits, self._right.to(logits.device))
+        return retrieval_ranks(image_embed, text_embed, self._right), float(loss)
+
+    @property
+    def groups(self) -> list[str]:
+        """Of the held-out pairs that are compared: what is drawn together for an interval."""
+        return self.data.val.groups[: len(self._right)]
+
+    def drifted(self, model: ClipModel) -> dict[str, float]:
+        """How far a model's general answers are from those of the start, as clip_train/probe.py measures."""
+        if self._known is None:
+            self._probe = Probe(model.side_px)
+            self._known = self._probe.embed(self.start().to(model.mean.device))
+        return drift(self._known, self._probe.embed(model))
 
     def _embed_val(self, model: ClipModel) -> tuple[Tensor, Tensor]:
         device = model.mean.device
@@ -171,7 +182,13 @@ class ClipStage:
         }
 
 
-def _starting_model(config: ClipTrainConfig) -> tuple[ClipModel, dict[str, str]]:
+def starting_model(config: ClipTrainConfig) -> tuple[ClipModel, dict[str, str]]:
+    """The CLIP that a config starts from, and the hashes of what it was made from.
+
+    Raises:
+        ConfigError: not exactly one start.
+        WeightsError: it can't be had.
+    """
     model = config.model
     given = [name for name in ("start", "pretrained", "scratch") if getattr(model, name) is not None]
     if len(given) != 1:

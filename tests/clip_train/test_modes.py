@@ -158,7 +158,7 @@ def test_auto_goes_by_the_number_of_pairs_and_says_why(pairs: int, mode: str) ->
 
 
 def test_scratch_and_random_weights_belong_together() -> None:
-    with pytest.raises(ConfigError, match='found "full" with model.scratch'):
+    with pytest.raises(ConfigError, match=r'found "full" with model\.scratch'):
         choose_mode(ClipModelConfig(scratch={}, mode="full"), 9)
     with pytest.raises(ConfigError, match='found "scratch" with weights to start from'):
         choose_mode(ClipModelConfig(start="stock/clip", mode="scratch"), 9)
