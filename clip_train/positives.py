@@ -232,10 +232,15 @@ def near_pictures(
 ) -> Pairs:
     """Pairs of pictures that differ no more than copies in another format or size do.
 
-    The measure is the mean absolute difference in [0, 1] of thumbnails of 32 x 32 cells, over the cells that
-    either of the two draws on, in that of 49 windows of 8 x 8 cells where it is largest: two wordmarks are
-    mostly the same white, and two icons of a family differ in one letter. A shift, another border and another
-    ground are differences. Pictures that draw on fewer than 16 cells are near to none.
+    The measure is the mean absolute difference in [0, 1] of thumbnails of 32 x 32 cells, in the channel that
+    differs most, over the cells that either of the two draws on, in that of 49 windows of 8 x 8 cells where
+    it is largest: two wordmarks are mostly the same white, two icons of a family differ in one letter, and
+    gold on orange differs in green alone. A shift, another border and another ground are differences.
+    Pictures that draw on fewer than 16 cells are near to none.
+
+    Of 300 brand logos at 64 px all copies as JPEG of quality 75 and 40 and in 64 colours are within 0.05, and
+    of copies by way of 150 px 76 %; within 0.08 it is 93 %. No two different ones of 1,384 brand logos are
+    within 0.1; of drawn crests that differ in their charge the nearest two are at 0.099.
 
     Args:
         pixels: (N, 3, side, side), read a few at a time.
@@ -289,10 +294,10 @@ def _differences(one: Tensor, other: Tensor) -> Tensor:
     """The measure of `near_pictures` for pairs of thumbnails (n, 3, 32, 32) uint8: (n,)."""
     (mine, drawn, ground), (theirs, drawn_too, other_ground) = _cleaned(one), _cleaned(other)
     either = (drawn | drawn_too).float()[:, None]
-    apart = (mine - theirs).abs().mean(dim=1, keepdim=True) * either
+    apart = (mine - theirs).abs().amax(dim=1, keepdim=True) * either
     sums, counts = (F.avg_pool2d(part, WINDOW_CELLS, WINDOW_CELLS // 2) * _CELLS for part in (apart, either))
     worst = (sums / counts.clamp(min=MIN_DRAWN)).amax(dim=(1, 2, 3))
-    return torch.maximum(worst, (ground - other_ground).abs().mean(dim=1))
+    return torch.maximum(worst, (ground - other_ground).abs().amax(dim=1))
 
 
 def _outlined(thumbs: Tensor) -> NDArray[np.void]:

@@ -1,4 +1,4 @@
-"""One contrastive step in several processes: `contrastive_ranks.py FOLDER 2 4` leaves every one's gradients.
+"""One contrastive step in several processes: `contrastive_ranks.py FOLDER SIZE` leaves every one's gradients.
 
 The processes are forked here, where torch is imported once and no thread has started yet.
 """
@@ -70,6 +70,8 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
 
 def _rank(folder: Path, rank: int, size: int) -> None:
     torch.set_num_threads(1)
+    own = folder / f"rank-{rank}-of-{size}"
+    own.mkdir()
     store = distributed.FileStore(str(folder / f"store-{size}"), size)
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=size)
     for name in LOSSES:
@@ -77,10 +79,7 @@ def _rank(folder: Path, rank: int, size: int) -> None:
             model = nn.parallel.DistributedDataParallel(build())
             loss = loss_of(model, name, rank, size, chunk)
             loss.backward()
-            save_file(
-                {**gradients(model), "loss": loss.detach()[None]},
-                folder / f"{name}-{chunk}-{rank}-of-{size}.safetensors",
-            )
+            save_file({**gradients(model), "loss": loss.detach()[None]}, own / f"{name}-{chunk}.safetensors")
     numbers = gather(torch.arange(rank * 2, rank * 2 + 2))
     assert numbers.tolist() == list(range(2 * size))
     distributed.destroy_process_group()
@@ -88,11 +87,10 @@ def _rank(folder: Path, rank: int, size: int) -> None:
 
 if __name__ == "__main__":
     fork = multiprocessing.get_context("fork")
-    for count in map(int, sys.argv[2:]):
-        ranks = [fork.Process(target=_rank, args=(Path(sys.argv[1]), rank, count)) for rank in range(count)]
-        for process in ranks:
-            process.start()
-        for process in ranks:
-            process.join()
-        if any(process.exitcode for process in ranks):
-            sys.exit(1)
+    folder, size = Path(sys.argv[1]), int(sys.argv[2])
+    ranks = [fork.Process(target=_rank, args=(folder, rank, size)) for rank in range(size)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+    sys.exit(any(process.exitcode for process in ranks))

@@ -175,26 +175,25 @@ def test_a_custom_text_tower_too_is_one_big_batch(name: str) -> None:
     assert_equal(gradients(model), direct(build(custom_text=True), name)[1])
 
 
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The gradients that each of 2 and of 4 processes ends with."""
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
+def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Of 2 and of 4 processes: a folder for each, of the gradients that it ended with."""
     folder = tmp_path_factory.mktemp("ranks")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     script = ROOT / "tests" / "clip_train" / "contrastive_ranks.py"
-    command = [sys.executable, str(script), str(folder), "2", "4"]
+    command = [sys.executable, str(script), str(folder), str(request.param)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     assert done.returncode == 0, done.stderr[-4000:]
     assert "Warning" not in done.stderr
-    return folder
+    return [folder / f"rank-{rank}-of-{request.param}" for rank in range(request.param)]
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("chunk", [SAMPLES, 2])
-def test_a_step_over_processes_is_one_big_batch(ranks: Path, name: str, size: int, chunk: int) -> None:
+def test_a_step_over_processes_is_one_big_batch(ranks: list[Path], name: str, chunk: int) -> None:
     whole, expected = direct(build(), name)
-    for rank in range(size):
-        found = load_file(ranks / f"{name}-{chunk}-{rank}-of-{size}.safetensors")
+    for folder in ranks:
+        found = load_file(folder / f"{name}-{chunk}.safetensors")
         assert float(found.pop("loss")) == pytest.approx(float(whole), rel=1e-6)
         assert_equal(found, expected)
 

@@ -190,6 +190,18 @@ def test_one_letter_in_a_family_of_icons_is_a_difference() -> None:
     assert near_pictures(pixels, 0.05).tolist() == [[0, 2]]
 
 
+def test_gold_on_orange_is_seen() -> None:
+    def pennant(corners: int) -> Pixels:
+        picture = Image.new("RGB", (64, 64), "white")
+        pen = ImageDraw.Draw(picture)
+        pen.rectangle((4, 4, 59, 59), fill="#f57c14")
+        pen.regular_polygon((32, 32, 12), corners, fill="#ffd133")
+        return to_array(picture)
+
+    pixels = np.stack([pennant(3), pennant(6), pennant(3)])
+    assert near_pictures(pixels, 0.08).tolist() == [[0, 2]]
+
+
 def test_the_ground_of_a_picture_is_its_own() -> None:
     dark = [wordmark(text, "navy", "white") for text in ("BOSTON", "DENVER")]
     pixels = np.stack([*dark, wordmark("BOSTON", "#00007a", "white"), wordmark("BOSTON", "white", "white")])
