@@ -104,6 +104,8 @@ class ClipData:
         model, cuts = self._model, self._model.cuts
         if cuts == Cuts():
             return
+        if not world.is_main:  # the first process computes, the others read
+            world.barrier()
         was_training = model.training
         model.eval().to(world.device)
         locked = hash_of(base_hash(model), world.precision, vars(cuts))
@@ -132,6 +134,8 @@ class ClipData:
                     (kept, self._val_states) if name == "train" else (self._states, kept)
                 )
         model.train(was_training)
+        if world.is_main:
+            world.barrier()
 
     def _variety(self, seed: int) -> list[Any]:
         return [seed, self.config.model_dump(include={"augment", "shift_px", "noise"})]

@@ -56,7 +56,7 @@ def assert_like_one_process(world: Any, folder: Path, room: str) -> None:
     apart = torch.cat([(left[name] - right[name]).flatten().float() for name in right])
     # Adam gives a gradient that is rounding noise around 0 a whole step, so some weights may differ by one
     assert float((apart.abs() > 1e-4).float().mean()) < 0.03, room
-    assert start.keys() == right.keys()
+    assert start.keys() == {name.removeprefix("clip.") for name in right}  # OpenCLIP's names in its file
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +118,28 @@ def test_a_mistake_ends_both_processes(tiny_world: Any, tmp_path: Path) -> None:
     assert done.returncode != 0
     assert "optim.batch_size: 7 over 2 processes does not divide; take a multiple of 2." in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_kept_activations_are_computed_by_one_process_and_read_by_both(
+    tiny_world: Any, tmp_path: Path
+) -> None:
+    path = write_configs(tiny_world, tmp_path)["clip_train"]
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["model"] = {"start": str(tiny_world.folder / "runs" / "clip_train"), "mode": "top_k", "top_k": 1}
+    weights = []
+    for name in ("together", "alone"):
+        config["run"]["dir"] = str(tmp_path / name)
+        path.write_text(json.dumps(config), encoding="utf-8")
+        words = ("-m", "clip_train", "--config", path)
+        if name == "together":
+            done = launch(*words)
+        else:
+            done = subprocess.run(
+                [sys.executable, *map(str, words)], cwd=ROOT, capture_output=True, text=True
+            )
+        assert done.returncode == 0, done.stderr[-4000:]
+        weights.append(load_file(tmp_path / name / "best.safetensors"))
+    assert not list((tmp_path / "data" / "activations").glob("*.part"))
+    apart = torch.cat([(weights[0][name] - weights[1][name]).flatten().float() for name in weights[1]])
+    assert float((apart.abs() > 1e-4).float().mean()) < 0.03

@@ -233,7 +233,7 @@ class ClipModel(nn.Module):
         count = len(tokens)
         if hasattr(self.clip, "text"):  # it may want its full length
             return None, list(torch.split(torch.arange(count, device=tokens.device), chunk))
-        order = (tokens != 0).sum(dim=1).argsort(stable=True)
+        order = self.tokenizer.inside(tokens).sum(dim=1).argsort(stable=True)
         return order, list(torch.split(order, min(chunk, max(LEAST_PIECE, -(-count // PIECES)))))
 
     def enter_image(self, entered: Tensor) -> Tensor:
