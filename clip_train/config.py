@@ -27,10 +27,11 @@ class ClipDataConfig(Config):
     views: int = Field(default=1, ge=1)
     """Modes that keep activations: of how many views of each picture; the first is the picture as it is."""
     captions_alike: float = Field(default=0.7, gt=0, le=1)
-    """Captions that share this part of their words (Jaccard) are right answers for each other's pictures; 1:
-    equal ones alone."""
-    pictures_alike: float = Field(default=0.01, ge=0, le=1)
-    """So are captions of pictures whose thumbnails differ by no more than this, levels being in [0, 1]."""
+    """Captions that share this part of their words (Jaccard), agree in lettering, colours and numbers, and of
+    which one repeats the other with a few words more, are right answers for each other's pictures."""
+    pictures_alike: float = Field(default=0.08, ge=0, le=1)
+    """So are captions of pictures whose thumbnails differ by no more than this in the window and channel that
+    differ most, levels being in [0, 1]."""
     validate_samples: int = Field(default=500, ge=2)
     """Pairs of the validation split that retrieval is measured on, at most."""
     max_damaged_share: float = Field(default=0.0, ge=0, le=1)

@@ -258,7 +258,8 @@ def _refuse_exploded(
         torch.distributed.all_reduce(is_fine, op=torch.distributed.ReduceOp.MIN)
     if not math.isclose(float(is_fine), 1.0):
         value = float(loss.detach())
-        what = f"{value:.4g}, more than {limit:.4g}" if math.isfinite(value) else f"{value}, not a finite number"
+        is_number = math.isfinite(value)
+        what = f"{value:.4g}, more than {limit:.4g}" if is_number else f"{value}, not a finite number"
         raise RunError(
             f"{run.dir}: the loss at step {step} is {what}; the weights are those of the step before. Lower "
             f"optim.lr (it is {optim.lr:g}; a tenth of it, say) or look at that batch, and run again."

@@ -1,5 +1,7 @@
 """Shards to contrastive batches: augmentation that keeps letters and colours, captions that are equal."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,8 +9,10 @@ import torch
 
 from clip_train.config import ClipDataConfig
 from clip_train.data import ClipData, add_noise, number_captions
-from crest.models.clip import load_clip_model
+from crest.errors import DataError
+from crest.models.clip import ClipModel, load_clip_model
 from crest.pixels import open_pictures
+from crest.shards import read_samples, write_shards
 from crest.world import Draw, open_world
 
 
@@ -61,3 +65,55 @@ def test_processes_share_out_one_global_batch(tiny_world: Any, size: int) -> Non
     ]
     for name in ("images", "tokens", "numbers"):
         assert torch.equal(torch.cat([getattr(share, name) for share in shares]), getattr(whole, name))
+
+
+def packed(folder: Path, train: list[Any], val: list[Any]) -> ClipDataConfig:
+    write_shards(folder / "shards", {"train": train, "val": val}, samples_per_shard=99, parents={})
+    return ClipDataConfig(shards=folder / "shards")
+
+
+@pytest.fixture
+def tiny_clip(tiny_world: Any) -> ClipModel:
+    return load_clip_model(tiny_world.folder / "runs" / "clip_train")[0]
+
+
+def test_validating_on_what_was_trained_on_is_refused(
+    tiny_world: Any, tiny_clip: ClipModel, tmp_path: Path
+) -> None:
+    """open_clip's script takes --val-data equal to --train-data without a word."""
+    samples = list(read_samples(tiny_world.shards, "train"))
+    with pytest.raises(DataError, match="8 pictures lie both in train and in val"):
+        ClipData(packed(tmp_path / "a", samples, samples[:8]), tiny_clip)
+    other = list(read_samples(tiny_world.shards, "val"))
+    renamed = [replace(one, meta={"group": "club 3"}) for one in other]
+    with pytest.raises(DataError, match="1 groups, such as 'club 3', lie both in train and in val"):
+        ClipData(packed(tmp_path / "b", samples, renamed), tiny_clip)
+
+
+def test_one_pair_is_refused(tiny_world: Any, tiny_clip: ClipModel, tmp_path: Path) -> None:
+    val = list(read_samples(tiny_world.shards, "val"))
+    train = list(read_samples(tiny_world.shards, "train"))[:1]
+    with pytest.raises(DataError, match="the train split holds 1 logos, expected at least 2"):
+        ClipData(packed(tmp_path, train, val), tiny_clip)
+
+
+def test_a_corrupt_picture_is_left_out_and_named_where_that_is_allowed(
+    tiny_world: Any, tiny_clip: ClipModel, tmp_path: Path
+) -> None:
+    train, val = (list(read_samples(tiny_world.shards, split)) for split in ("train", "val"))
+    train[3] = replace(train[3], image=train[3].image[:-30])
+    config = packed(tmp_path, train, val)
+    with pytest.raises(DataError, match=train[3].id):
+        ClipData(config, tiny_clip)
+    data = ClipData(config.model_copy(update={"max_damaged_share": 0.1}), tiny_clip)
+    assert len(data.train) == 23
+    assert train[3].id not in data.train.ids
+
+
+def test_captions_longer_than_the_context_are_cut_at_a_word_and_counted(tiny_clip: ClipModel) -> None:
+    room = tiny_clip.context_length
+    long = " ".join(f"word{number}" for number in range(room))
+    (short, cut), count = tiny_clip.fit_texts(["a", long])
+    assert (short, count) == ("a", 1)
+    assert long.startswith(f"{cut} ")
+    assert cut.split() == long.split()[: len(cut.split())]
