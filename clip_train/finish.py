@@ -119,6 +119,7 @@ def _report(
         "after": {} if after is None else _figures(stage, after, draws),
         "gain": {} if after is None else _gain(stage, before[0], after[0]),
         "wise": [asdict(row) for row in swept.rows],
+        "optim": stage.optim.model_dump(),
         "alpha": swept.alpha,
         "stopped_early_at": last if last < run.steps else None,
         "max_drift": limit,

@@ -100,8 +100,8 @@ def _compared(by: str, run: Run) -> str:
 
 
 def _what(run: Run) -> str:
-    model, optim = run.config.get("model", {}), run.config.get("optim", {})
     report, card = run.report, run.card
+    model, optim = run.config.get("model", {}), report.get("optim") or run.config.get("optim", {})
     start = next((model[key] for key in ("start", "pretrained") if model.get(key)), None)
     mode, why = report.get("mode") or model.get("mode"), report.get("why")
     rows: list[tuple[str, object]] = [
