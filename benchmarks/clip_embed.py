@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from crest.pixels import Pictures
     from crest.records import Split
 
-SAMPLES = {"cpu": 192, "cuda": 16384}
+SAMPLES = {"cpu": 96, "cuda": 16384}
 BATCH = {"cpu": 32, "cuda": 256}
 WORDS = (
     "a",
@@ -36,7 +36,7 @@ WORDS = (
     "below",
     "crown",
 )
-"""Captions are 4 to 40 of these."""
+"""Captions are 12 to 32 of these."""
 
 
 def cases() -> list[Case]:
@@ -76,7 +76,7 @@ def inputs(model: str) -> tuple[ClipEncoder, dict[Split, Pictures], EmbedConfig]
     )
     pixels = np.memmap(path, np.uint8, "r", shape=(count, 3, side_px, side_px))
     names = [f"{number:016x}" for number in range(count)]
-    captions = [" ".join(random.choice(WORDS, random.integers(4, 41))) for _ in names]
+    captions = [" ".join(random.choice(WORDS, random.integers(12, 33))) for _ in names]
     data: dict[str, Any] = {"shards": folder, "out": folder / "out"}
     settings = {"clip": model, "batch_size": BATCH[device.type], "samples_per_shard": max(64, count // 3)}
     config = EmbedConfig.model_validate({"data": data, "model": settings})

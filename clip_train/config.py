@@ -88,9 +88,10 @@ class ClipJudgeConfig(Config):
     """Resamplings that the intervals of the report are drawn from."""
     wise_ft: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     """Shares of the tuned weights that are tried against the start's on the validation split; empty: none."""
-    max_drift: float | None = Field(default=None, gt=0)
-    """How far answers about general pictures and words may move (see `clip_train/probe.py`); weights that
-    moved further are refused. null: only reported."""
+    max_drift: float | None = Field(default=0.5, gt=0)
+    """How far answers about general pictures and words may move: 0 not at all, 1 they have nothing to do with
+    what they were (`clip_train/probe.py`). Shares of `wise_ft` that moved further are passed over, and where
+    all did, the run is refused. null: only reported."""
 
 
 class ClipTrainConfig(FileConfig):
