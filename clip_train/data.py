@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -147,7 +148,7 @@ class ClipData:
             numbers = np.arange(first, last)
             if view:
                 return self.pictures(numbers, Draw(seed, -view, first, last - first))
-            return torch.from_numpy(self._plain(numbers))
+            return self._plain(numbers)
 
         return shown
 
@@ -178,14 +179,12 @@ class ClipData:
 
         return kept_rows(path, len(tokens), below, what="keep captions")
 
-    def _plain(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Pictures as they are, at the model's size: of larger ones the middle."""
-        room = self.train.pixels.shape[-1] - self._side_px
-        first, last = room // 2, room // 2 + self._side_px
-        plain: NDArray[np.float32] = (
-            self.train.pixels[numbers, :, first:last, first:last].astype(np.float32) / 255.0
-        )
-        return plain
+    def _plain(self, numbers: NDArray[np.int64]) -> Tensor:
+        """Pictures as they are, larger ones brought to the model's size: nothing is cut off."""
+        levels = torch.from_numpy(self.train.pixels[numbers])
+        if levels.shape[-1] != self._side_px:
+            levels = F.interpolate(levels, (self._side_px, self._side_px), mode="bilinear", antialias=True)
+        return levels.float() / 255
 
     def held_out(self, first: int, last: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
         """Held-out pairs as the towers are entered: pictures, tokens, and states of a cut text tower."""

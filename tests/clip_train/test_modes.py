@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -220,3 +221,13 @@ def test_adapters_are_of_every_attention(tiny_world: Any, tmp_path: Path) -> Non
 def test_more_blocks_than_there_are_is_refused(tiny_world: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"model\.top_k: found 99, but \d+ blocks of the image tower"):
         stage(tiny_world, tmp_path / "run", "top_k", model__top_k=99)
+
+
+def test_the_plain_view_of_pictures_that_are_kept_larger_is_whole(tiny_world: Any, tmp_path: Path) -> None:
+    """Crops are taken of larger pictures; the view that shows the picture as it is cuts nothing off."""
+    made = stage(tiny_world, tmp_path / "run", "features", data__augment="crop")
+    numbers = np.arange(4)
+    plain, shown = made.data._plain(numbers), torch.from_numpy(made.data.train.pixels[numbers]).float() / 255
+    assert shown.shape[-1] > plain.shape[-1] == made.model().side_px
+    again = torch.nn.functional.interpolate(shown, plain.shape[-2:], mode="bilinear", antialias=True)
+    assert float((plain - again).abs().max()) < 2 / 255
