@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from crest.pixels import Pictures
     from crest.records import Split
 
-SAMPLES = {"cpu": 96, "cuda": 16384}
-BATCH = {"cpu": 32, "cuda": 256}
+SAMPLES = {"cpu": 48, "cuda": 16384}
+"""Of one round; the small stock model gets ten times as many."""
+BATCH = {"cpu": 24, "cuda": 256}
 WORDS = (
     "a",
     "navy",
@@ -39,18 +40,21 @@ WORDS = (
 """Captions are 12 to 32 of these."""
 
 
+_FOLDERS: list[tempfile.TemporaryDirectory[str]] = []  # removed when the process ends
+
+
 def cases() -> list[Case]:
     """One question: what does all that is not encoding cost?"""
     published = {"upstream": lambda: bare("ViT-B-32"), "crest": lambda: whole("ViT-B-32")}
     stock = {"upstream": lambda: bare("stock"), "crest": lambda: whole("stock")}
     return [
-        Case("embed", published, memory=False, rounds=7),
-        Case("embed_stock", stock, memory=False, rounds=15),
+        Case("embed", published, memory=False, rounds=21),
+        Case("embed_stock", stock, memory=False, rounds=41),
     ]
 
 
 @functools.cache
-def inputs(model: str) -> tuple[ClipEncoder, dict[Split, Pictures], EmbedConfig]:
+def inputs(model: str, count: int | None = None) -> tuple[ClipEncoder, dict[Split, Pictures], EmbedConfig]:
     """A CLIP, pictures as the pixel cache holds them, and where they go."""
     import numpy as np
     import torch
@@ -67,8 +71,9 @@ def inputs(model: str) -> tuple[ClipEncoder, dict[Split, Pictures], EmbedConfig]
         clip = load_clip("stock/clip", device)
     else:
         clip = ClipEncoder(ClipModel(ClipSpec(architecture=model)).to(device), "0" * 16, {})
-    count = SAMPLES[device.type] * (10 if model == "stock" else 1)
-    folder, random = Path(tempfile.mkdtemp(prefix="crest-embed-")), np.random.default_rng(0)
+    count = count or SAMPLES[device.type] * (10 if model == "stock" else 1)
+    _FOLDERS.append(tempfile.TemporaryDirectory(prefix="crest-embed-"))
+    folder, random = Path(_FOLDERS[-1].name), np.random.default_rng(0)
     side_px = clip.model.side_px
     path = folder / "pixels.u8"
     np.memmap(path, np.uint8, "w+", shape=(count, 3, side_px, side_px))[:] = random.integers(
@@ -83,13 +88,13 @@ def inputs(model: str) -> tuple[ClipEncoder, dict[Split, Pictures], EmbedConfig]
     return clip, {"train": Pictures(names, captions, names, pixels, "s" * 16)}, config
 
 
-def bare(model: str) -> Step:
+def bare(model: str, count: int | None = None) -> Step:
     """The encoder alone, over ready tensors."""
     import torch
 
     from clip_train.encoding import plan_shards, ready_batches
 
-    clip, splits, config = inputs(model)
+    clip, splits, config = inputs(model, count)
     shards = plan_shards(config.data.out, splits, splits, config.model.samples_per_shard)
     batches = [
         (batch.view, batch.entered.to(clip.device))
@@ -110,13 +115,13 @@ def bare(model: str) -> Step:
     return step
 
 
-def whole(model: str) -> Step:
+def whole(model: str, count: int | None = None) -> Step:
     """Everything, into a folder that is new every time."""
     import shutil
 
     from clip_train.embed import embed
 
-    clip, splits, config = inputs(model)
+    clip, splits, config = inputs(model, count)
     numbers = itertools.count()
 
     def step() -> None:
