@@ -86,16 +86,14 @@ def embed(
     if stamp.exists() and read_json(stamp) != made_from:
         for stale in (*out.glob("*.safetensors"), out / "manifest.json"):
             stale.unlink(missing_ok=True)
-    for part in out.glob("*.part"):
-        part.unlink()
     if (out / "manifest.json").exists():
         return None
     write_json(stamp, made_from)
     shards = plan_shards(out, splits, larger or splits, config.model.samples_per_shard)
     wanted = [shard for shard in shards if not is_embedding_shard(shard.path, shard.ids)]
-    for unknown in set(out.glob("*.safetensors")) - {shard.path for shard in shards}:
-        unknown.unlink()
     hashes = encode_all(clip, wanted, config)
+    for unknown in {*out.glob("*.safetensors"), *out.glob("*.part")} - {shard.path for shard in shards}:
+        unknown.unlink()
     counts: dict[str, int] = {split: len(pictures) for split, pictures in splits.items()}
     return finish_embeddings(out, counts, parents, details=settings, hashes=hashes)
 
