@@ -187,9 +187,8 @@ def curves(
         across: what the horizontal axis counts.
         description: for those who can't see it.
         levels: (name, value) of what does not move, as dashes across.
-        shown: a value as the vertical axis writes it; by default three digits.
+        shown: a value as the vertical axis writes it; by default with as many digits as tell its ends apart.
     """
-    shown = shown or _short
     width, height, left, right, top, bottom = 420, 230, 64, 412, 12, 196
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for _, y in line.points] + [value for _, value in levels]
@@ -197,6 +196,8 @@ def curves(
     first, last, low, high = min(xs), max(xs), min(ys), max(ys)
     pad = 0.06 * (high - low) or 0.06 * abs(high) or 1.0
     low, high = (max(0.0, low - pad) if low >= 0 else low - pad), high + pad
+
+    shown = shown or _shortest(low, (low + high) / 2, high)
 
     def at(x: float, y: float) -> str:
         column = left + (right - left) * (x - first) / ((last - first) or 1)
@@ -233,8 +234,13 @@ def curves(
     return f'<div class="plot">{"".join(parts)}</svg><p class="soft">{" ".join(keys)}</p></div>'
 
 
-def _short(value: float) -> str:
-    return f"{value:.3g}" if value == 0 or abs(value) >= 1e-3 else f"{value:.1e}"
+def _shortest(*values: float) -> Callable[[float], str]:
+    """How to write values that must not look the same."""
+    kind = "g" if all(value == 0 or abs(value) >= 1e-3 for value in values) else "e"
+    digits = 3 if kind == "g" else 1
+    while digits < 9 and len({f"{value:.{digits}{kind}}" for value in values}) < len(set(values)):
+        digits += 1
+    return lambda value: "0" if value == 0 else f"{value:.{digits}{kind}}"
 
 
 def _key(tone: str, dash: str, label: str) -> str:

@@ -117,3 +117,12 @@ def test_curves_can_be_told_apart_without_colours() -> None:
     lines = [Line("a", [(0, 1.0)]), Line("b", [(0, 2.0)], dash="6 3")]
     svg = curves(lines, across="step", description="two")
     assert svg.count('stroke-dasharray="6 3"') == 2  # the curve and its name
+
+
+@pytest.mark.parametrize("ends", [(21.641, 21.649), (0.0, 3e-5), (1.5, 7.0), (2.0, 2.0)])
+def test_ticks_do_not_look_the_same(ends: tuple[float, float]) -> None:
+    svg = curves([Line("x", [(0, ends[0]), (1, ends[1])])], across="step", description="x")
+    ticks = re.findall(r'text-anchor="end">([^<]*)</text>', svg)[:3]
+    assert len(set(ticks)) == 3
+    assert [float(tick) for tick in ticks] == sorted(float(tick) for tick in ticks)
+    assert all(len(tick) <= 8 for tick in ticks)
