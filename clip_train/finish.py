@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from clip_train.page import write_page
 from clip_train.retrieval import Ranks, gain, rank_metrics
-from clip_train.stage import ClipStage, take_bias
+from clip_train.stage import PREVIEW_ROWS, ClipStage, take_bias
 from clip_train.wise import Sweep, sweep
 from crest.adapters import ADAPTER, adapters, load_adapter
 from crest.checkpoint import CARD, WEIGHTS, export_weights, load_weights
@@ -124,6 +124,7 @@ def _report(
         "stopped_early_at": last if last < run.steps else None,
         "max_drift": limit,
         "dropped": {"captions_cut": stage.data.cut_captions},
+        "preview_captions": stage.data.val.captions[:PREVIEW_ROWS],
         **more,
     }
 

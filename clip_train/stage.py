@@ -25,6 +25,8 @@ from crest.world import World
 
 VALIDATED = 128
 """Held-out pairs that are embedded at once."""
+PREVIEW_ROWS = 8
+"""Captions whose finds are shown: the first of the validation split."""
 PREPROCESSING = "flatten alpha on white, pad square on its own flat ground, resize antialiased, centre, scale"
 
 
@@ -165,10 +167,16 @@ class ClipStage:
         """A row per caption: its own logo first, then the five that the model finds nearest."""
         assert isinstance(model, ClipModel)
         image_embed, text_embed = self._embed_val(model)
-        rows = min(8, len(image_embed))
+        rows = min(PREVIEW_ROWS, len(image_embed))
         nearest = (text_embed[:rows] @ image_embed.T).topk(min(5, len(image_embed)), dim=1).indices.cpu()
         order = [number for row in range(rows) for number in (row, *nearest[row].tolist())]
-        return {"retrieval": torch.from_numpy(self.data.val.pixels[order].astype("float32") / 255)}
+        pixels = torch.from_numpy(self.data.val.pixels[order].astype("float32") / 255)
+        across, (side, _) = (
+            len(order) // rows,
+            pixels.shape[2:],
+        )  # as one picture: TensorBoard puts 8 in a row
+        tiles = pixels.view(rows, across, 3, side, side).permute(2, 0, 3, 1, 4)
+        return {"retrieval": tiles.reshape(1, 3, rows * side, across * side)}
 
     def card(self, model: nn.Module) -> dict[str, Any]:
         """What the weights are."""

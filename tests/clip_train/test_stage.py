@@ -142,3 +142,13 @@ def test_a_fine_tuned_resnet_keeps_its_statistics_and_may_see_a_batch_in_parts(
         assert whole is not None
         assert torch.allclose(whole, gradients[1][name], atol=1e-5), name  # type: ignore[arg-type]
     assert all(torch.equal(before[name], value) for name, value in model.named_buffers())
+
+
+def test_the_preview_is_one_picture_with_a_row_a_caption(tiny_world: Any, tmp_path: Path) -> None:
+    clip_stage = stage(tiny_world, tmp_path)
+    sheet = clip_stage.preview(clip_stage.model().eval())["retrieval"]
+    val = clip_stage.data.val
+    assert sheet.shape == (1, 3, 8 * 16, 6 * 16)
+    for row in range(8):
+        first = sheet[0, :, 16 * row : 16 * (row + 1), :16]
+        assert torch.equal(first, torch.from_numpy(val.pixels[row].astype("float32") / 255))
