@@ -133,7 +133,7 @@ def _exported(run: Run) -> str | None:
     if "step" not in run.card or run.refused:
         return None
     share = run.report.get("alpha")
-    tuned = "" if share is None else f", {share:g} of the way from the start"
+    tuned = "" if share in (None, 1) else f", {share:g} of the way from the start to them"
     return f"weights of step {run.card['step']}{tuned}"
 
 

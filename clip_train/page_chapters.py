@@ -153,7 +153,7 @@ def forgetting(run: Run) -> str:
         parts.append(
             f'<p class="soft">{said}</p>' + table("Drift on the fixed probe", ("measure", "value"), rows)
         )
-    if wise:
+    if len(wise) > 1:
         parts.append(_wise(wise, run))
     return f"<h2>What it forgot</h2>{''.join(parts)}" if parts else ""
 

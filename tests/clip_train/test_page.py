@@ -171,6 +171,18 @@ def test_forgetting_and_interpolation_are_told_with_the_exported_share(run_dir: 
     assert "0 30.0 % 0 0.5 exported 35.0 % 0.1 1 40.0 % 0.2" in told
 
 
+def test_tuned_weights_alone_are_no_interpolation(run_dir: Path) -> None:
+    finish(run_dir, wise=[{"alpha": 1.0, "metrics": {"r_at_5": 0.4}}], alpha=1.0)
+    told = words(run_dir)
+    assert "What it forgot" not in told
+    assert "exported weights of step 10 best" in told
+    wise = [{"alpha": a, "metrics": {"r_at_5": 0.4, "drift": a}} for a in (0.25, 1.0)]
+    finish(run_dir, wise=wise, alpha=0.25)
+    told = words(run_dir)
+    assert "exported weights of step 10, 0.25 of the way from the start to them" in told
+    assert "0.25 exported 40.0 % 0.25 1 40.0 % 1" in told
+
+
 def test_what_was_left_out_is_counted_by_reason(run_dir: Path, tmp_path: Path) -> None:
     write_json(
         tmp_path / "shards" / "manifest.json", {"dropped": {"no_caption": 1200}, "counts": {"train": 77}}
