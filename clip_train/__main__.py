@@ -29,6 +29,8 @@ def main(config: ClipTrainConfig) -> None:
     stage = ClipStage(config, world)
     first = next(stage.batches("train", world, 0))
     check_memory(stage.model().to(world.device), first, world)
+    if world.is_main:
+        print(f"{config.run.dir}: {stage.told()}", file=sys.stderr)
     path = fit(stage, config.run, stage.optim, recipe=recipe, world=world, export_best=True)
     if world.is_main:
         page = finish(stage, config.run.dir, world)

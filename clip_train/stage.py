@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,7 +20,7 @@ from crest.errors import ConfigError
 from crest.models.clip import KIND, ClipModel, ClipSpec, load_clip_model, load_pretrained
 from crest.pixels import Pictures
 from crest.records import Split, hash_of
-from crest.world import World
+from crest.world import World, open_world
 
 VALIDATED = 128
 """Held-out pairs that are embedded at once."""
@@ -37,13 +36,17 @@ class ClipStage:
 
     Args:
         config: of the run.
-        world: computes the activations that a mode keeps.
+        world: computes the activations that a mode keeps; None: the one that the config asks for.
         pictures: train and val pictures, where they are not the shards' own splits (folds).
     """
 
     def __init__(
-        self, config: ClipTrainConfig, world: World, pictures: tuple[Pictures, Pictures] | None = None
+        self,
+        config: ClipTrainConfig,
+        world: World | None = None,
+        pictures: tuple[Pictures, Pictures] | None = None,
     ) -> None:
+        world = world or open_world(config.run.device, config.run.precision)
         self.config = config
         self.best_by: str = config.judge.best_by
         self.patience = config.judge.patience
@@ -59,8 +62,6 @@ class ClipStage:
         torch.manual_seed(config.run.seed)  # what adapters begin with
         self._model.cuts = prepare(self._model, config.model, self.mode)
         self.data.keep_activations(config.run.seed, world)
-        if world.is_main:
-            print(f"{config.run.dir}: {self.told()}", file=sys.stderr)
 
     loss_limit = math.inf
     """A softmax loss far over that of guessing (the logarithm of the batch) does not come back."""

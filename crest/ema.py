@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Ema:
@@ -23,18 +23,26 @@ class Ema:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
-        self._trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
+        self._followed: nn.Module | None = None
+        self._pairs: list[tuple[Tensor, Tensor]] = []
+        self._buffers: list[tuple[Tensor, Tensor]] = []
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         """Move the average towards the weights after optimizer step `step` (from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        source = dict(model.named_parameters())
-        target = dict(self.model.named_parameters())
-        torch._foreach_lerp_(
-            [target[name].data for name in self._trained],
-            [source[name].data for name in self._trained],
-            1 - decay,
-        )
-        for average, current in zip(self.model.buffers(), model.buffers(), strict=True):
+        self._follow(model)
+        averages, currents = zip(*((one.data, other.data) for one, other in self._pairs), strict=True)
+        torch._foreach_lerp_(averages, currents, 1 - decay)
+        for average, current in self._buffers:
             average.copy_(current)
+
+    def _follow(self, model: nn.Module) -> None:
+        """Pair what learns with its average, once a model: to look for it takes longer than to average a head."""
+        if model is self._followed:
+            return
+        averages = dict(self.model.named_parameters())
+        learning = ((name, own) for name, own in model.named_parameters() if own.requires_grad)
+        self._pairs = [(averages[name], own) for name, own in learning]
+        self._buffers = list(zip(self.model.buffers(), model.buffers(), strict=True))
+        self._followed = model

@@ -244,7 +244,8 @@ def _train_step(
             world.backward(loss / accumulation)
     for weight in stage.resting(step):
         weight.grad = None
-    sums["grad_norm"] = world.accelerator.clip_grad_norm_(model.parameters(), optim.clip_grad_norm).detach()
+    learning = [weight for group in optimizer.param_groups for weight in group["params"]]
+    sums["grad_norm"] = world.accelerator.clip_grad_norm_(learning, optim.clip_grad_norm).detach()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return sums

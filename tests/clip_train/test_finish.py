@@ -38,7 +38,7 @@ def test_kept_weights_lie_between_start_and_tuned(
 ) -> None:
     monkeypatch.setattr("clip_train.wise.max", lambda worth, **_: 0.25, raising=False)
     config = tuned(tiny_world, tmp_path / "run", model__mode=mode, model__lora_rank=2, optim__lr=0.05)
-    config["judge"] = {"wise_ft": [0, 0.25, 1], "bootstrap": 10}
+    config["judge"] = {"wise_ft": [0, 0.25, 1], "bootstrap": 10, "max_drift": None}
     # the best weights are the last: whatever is kept must differ from both ends
     monkeypatch.setattr("crest.loop._validate", _always_best)
     assert command("clip_train", config, tmp_path) == 0
