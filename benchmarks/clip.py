@@ -12,7 +12,8 @@ cannot lock the text tower of this architecture). It has nothing like `features`
 computed before the clock starts, and how long that took is printed: it is paid once a run.
 `data` times the batches alone: its seconds over those of `full` are the data's share of a step.
 `gradcache_memory` compares our own step with the whole batch at once ("upstream" in its row) with the same
-batch in eight chunks.
+batch in eight chunks. `two_pairs`, the same batch in chunks of two, is what program, weights, gradients and
+averages take whatever the batch is; what lies above it is the batch's own.
 """
 
 from __future__ import annotations
@@ -87,9 +88,10 @@ def cases() -> list[Case]:
             {
                 "upstream": partial(_memory_step, 1),
                 "crest": partial(_memory_step, MEMORY_CHUNKS),
+                "two_pairs": partial(_memory_step, MEMORY_BATCH // 2),
                 "open_clip": lambda: script_step(_memory_flags()),
             },
-            rounds=2,
+            rounds=1,
         ),
     ]
     if find_spec("benchmarks.clip_embed") is not None:

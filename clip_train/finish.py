@@ -52,7 +52,7 @@ def finish(stage: ClipStage, run_dir: Path, world: World) -> Path:
 
     def score(tried: ClipModel) -> dict[str, float]:
         moved = stage.drifted(tried) if is_tuned else {}
-        return {**_figures(stage, _judged(stage, tried, world), 0), **moved}
+        return {**_figures(stage, _judged(stage, tried, world), bootstrap=0), **moved}
 
     alphas = sorted({*settings.wise_ft, 1.0}) if is_tuned and settings.wise_ft else [1.0]
     limit = settings.max_drift if is_tuned else None

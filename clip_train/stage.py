@@ -56,15 +56,13 @@ class ClipStage:
         self._known: ProbeEmbeddings | None = None
         self.mode, self.why = choose_mode(config.model, len(self.data.train))
         self.optim = resolved(config.optim, self.mode, len(self.data.train))
-        if config.model.loss == "softmax":
-            self.loss_limit = 5 * math.log(self.optim.batch_size) + 5
+        # a softmax loss far over that of guessing (the logarithm of the batch) does not come back
+        is_softmax = config.model.loss == "softmax"
+        self.loss_limit = 5 * math.log(self.optim.batch_size) + 5 if is_softmax else math.inf
         self.is_bias_lent = config.model.loss == "siglip" and _give_bias(self._model)
         torch.manual_seed(config.run.seed)  # what adapters begin with
         self._model.cuts = prepare(self._model, config.model, self.mode)
         self.data.keep_activations(config.run.seed, world)
-
-    loss_limit = math.inf
-    """A softmax loss far over that of guessing (the logarithm of the batch) does not come back."""
 
     def told(self) -> str:
         """What is trained and why, in one line."""
@@ -172,10 +170,8 @@ class ClipStage:
         nearest = (text_embed[:rows] @ image_embed.T).topk(min(5, len(image_embed)), dim=1).indices.cpu()
         order = [number for row in range(rows) for number in (row, *nearest[row].tolist())]
         pixels = torch.from_numpy(self.data.val.pixels[order].astype("float32") / 255)
-        across, (side, _) = (
-            len(order) // rows,
-            pixels.shape[2:],
-        )  # as one picture: TensorBoard puts 8 in a row
+        across, side = len(order) // rows, pixels.shape[-1]
+        # as one picture: TensorBoard puts 8 in a row
         tiles = pixels.view(rows, across, 3, side, side).permute(2, 0, 3, 1, 4)
         return {"retrieval": tiles.reshape(1, 3, rows * side, across * side)}
 
