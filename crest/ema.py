@@ -38,7 +38,7 @@ class Ema:
             average.copy_(current)
 
     def _follow(self, model: nn.Module) -> None:
-        """Pair what learns with its average, once a model: to look for it takes longer than to average a head."""
+        """Pair what learns with its average, once a model: looking takes longer than averaging a head."""
         if model is self._followed:
             return
         averages = dict(self.model.named_parameters())

@@ -253,6 +253,7 @@ def test_interruption_says_how_to_go_on(capsys: pytest.CaptureFixture[str], toy:
 def test_an_interruption_that_a_library_swallows_is_heeded_at_the_next_step(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a library may have its own
     steps = []
 
     def work() -> None:
@@ -265,6 +266,7 @@ def test_an_interruption_that_a_library_swallows_is_heeded_at_the_next_step(
     assert config.guarded(work) == 130
     assert steps == [0]
     assert config.guarded(heed) == 0, "a later command starts anew"
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
