@@ -49,7 +49,7 @@ class ClipModelConfig(Config):
     """A tag that OpenCLIP knows for the architecture, or a local file of weights."""
     scratch: dict[str, Any] | None = None
     """A ClipSpec: train from random weights."""
-    mode: Literal["auto", "features", "lit", "lora", "top_k", "full", "scratch"] = "auto"
+    mode: Literal["auto", Mode] = "auto"
     """What learns. features: the last linear layer of both towers, over kept activations; lit: the text
     tower, against kept image embeddings; lora: low-rank adapters of all attention; top_k: the upper blocks,
     over kept activations; full: everything; scratch: everything, from random weights; auto: by the number
