@@ -63,9 +63,7 @@ def activation_bytes(model: ClipModel, batch: ClipBatch, count: int, world: Worl
         return tensor
 
     was_training = model.training
-    learnt = {
-        name: value.clone() for name, value in model.named_buffers()
-    }  # such as batch norms learn
+    learnt = {name: value.clone() for name, value in model.named_buffers()}  # such as batch norms learn
     model.train()
     inputs: list[Any] = [batch.images[:count], batch.tokens[:count], count]
     states = None if batch.states is None else batch.states[:count]
