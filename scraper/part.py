@@ -30,6 +30,7 @@ from scraper.harvest import Drop
 from scraper.likeness import LOOK_DTYPE, pack_looks
 from scraper.opt_out import linked_licence
 from scraper.screen import key_of
+from scraper.sites.image_addresses import source_file
 from scraper.sites.url_table import Row
 from scraper.turns import ask_all, host_of
 
@@ -291,8 +292,6 @@ def _licence(row: Row, headers: Mapping[str, str], job: PartJob) -> str:
 
 def _source_file(url: str) -> str:
     """What renditions of one file share; unknown where the query may be what tells files apart."""
-    from scraper.sites.image_addresses import source_file
-
     return "" if "?" in url else source_file(url)
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl, unquote, urlencode, urljoin, urlsplit, urlunsplit
 
-from bs4 import Tag
-
 from scraper.sites.logo_names import read_file_name
+
+if TYPE_CHECKING:
+    from bs4 import Tag
 
 RENDITION: Final = re.compile(r"-(\d{1,5})x(\d{1,5})(?:@\dx)?(?=\.\w+$)")
 _LIKELY: Final = re.compile(
@@ -86,6 +87,12 @@ def source_file(url: str, page_url: str = "") -> str:
     return path if host == _host(page_url) else f"{host}/{path}"
 
 
+def is_image_file(address: str) -> bool:
+    """Whether the path of an address ends as a picture's file does, whatever its query says."""
+    path = address.strip().partition("?")[0].partition("#")[0]
+    return len(address) < 4000 and bool(_IMAGE_FILE.search(path))
+
+
 def absolute(page_url: str, address: str) -> str | None:
     """An address of a page as one of the web; None when it is none (data:, javascript:, malformed)."""
     try:
@@ -118,13 +125,8 @@ def _mentioned_by(tag: Tag) -> Iterator[tuple[str, int]]:
         if name == "style" or _BACKGROUND.search(name):
             yield from ((found, 0) for found in _CSS_URL.findall(text))
         is_source = tag.name in ("img", "amp-img") and (name == "src" or name.endswith("-src"))
-        if is_source or (_LIKELY.search(name) and _is_image_file(text)):
+        if is_source or (_LIKELY.search(name) and is_image_file(text)):
             yield text, 0
-
-
-def _is_image_file(address: str) -> bool:
-    path = address.strip().partition("?")[0].partition("#")[0]
-    return len(address) < 4000 and bool(_IMAGE_FILE.search(path))
 
 
 def _candidates(text: str) -> Iterator[tuple[str, int]]:
@@ -158,7 +160,12 @@ def _is_decoration(url: str) -> bool:
 
 
 def _origin(url: str) -> str | None:
-    """The address that a resizing service stands before, or None when there is no such service."""
+    """The address that a resizing service stands before, or None when there is none, or a malformed one."""
+    said = _said_origin(url)
+    return None if said is None else absolute(url, said)
+
+
+def _said_origin(url: str) -> str | None:
     parts = urlsplit(url)
     if _PHOTON.match(parts.hostname or ""):
         scheme = "https" if dict(parse_qsl(parts.query)).get("ssl") == "1" else "http"
@@ -166,20 +173,20 @@ def _origin(url: str) -> str | None:
     if (parts.hostname or "").lower() == "cdn.statically.io" and parts.path.startswith("/img/"):
         return f"https://{parts.path.removeprefix('/img/')}"
     if _CLOUDFLARE.match(parts.path):
-        return absolute(url, "/" + _CLOUDFLARE.sub("", parts.path))
+        return "/" + _CLOUDFLARE.sub("", parts.path)
     embedded = _EMBEDDED.search(parts.path)
     if embedded:
         return f"{embedded[1].lower()}://{embedded[2]}"
     for name, value in parse_qsl(parts.query):
-        if name in _SERVICE_NAMES[1:] and _is_image_file(value):
-            return absolute(url, value)
+        if name in _SERVICE_NAMES[1:] and is_image_file(value):
+            return value
     return None
 
 
 def _full_sizes(url: str) -> Iterator[str]:
     """What is likely to be the whole picture, best first: without a service, rendition and size."""
     origin = _origin(url)
-    if origin is not None and absolute(origin, "") is not None:
+    if origin is not None:
         yield _whole(origin)
         yield _whole(url, of_service=True)
     else:

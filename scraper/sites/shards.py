@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import gzip
 import json
-import re
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Final, cast
-from urllib.parse import urlsplit
 
 from crest.errors import DataError
 from crest.records import hash_of
@@ -23,6 +21,7 @@ from scraper.cut_text import tidy
 from scraper.harvest import Drop
 from scraper.sites import Card, Item, Listing, writable
 from scraper.sites.folder import group_name
+from scraper.sites.image_addresses import is_image_file, source_file
 
 SUFFIXES: Final = (".tar", ".tar.gz", ".tgz")
 PICTURE_KINDS: Final = ("png", "webp", "jpg", "jpeg", "avif", "gif", "bmp", "svg", "svgz")
@@ -32,7 +31,6 @@ TEXT_COLUMNS: Final = ("caption", "text", "title", "description", "prompt")
 MAX_MEMBER_BYTES: Final = 256_000_000
 _SUCCESS: Final = "success"
 """What img2dataset calls a sample that was had."""
-_RENDITION: Final = re.compile(r"(-\d+x\d+)?(\.\w+)?$")
 
 
 class Shards:
@@ -223,6 +221,9 @@ def _stem(tar: str) -> str:
 
 
 def _source_file(url: str) -> str:
-    """An address without what its renditions differ in: size, suffix, query."""
-    parts = urlsplit(url)
-    return f"{parts.netloc}{_RENDITION.sub('', parts.path)}".lower()
+    """What renditions of one file share; unknown where the query may be what tells files apart."""
+    is_told_by_path = is_image_file(url) or "?" not in url
+    try:
+        return source_file(url) if is_told_by_path else ""
+    except ValueError:  # a malformed address
+        return ""

@@ -53,6 +53,33 @@ def test_shards_of_img2dataset_keep_address_and_caption_and_count_what_failed(tm
     ]
 
 
+def source_files(folder, picture, *urls):
+    """What the picture of each address is said to be a rendition of."""
+    metas = (json.dumps({"url": url}) for url in urls)
+    write_tar(folder / "a.tar", [(f"{n}", sample(picture(), json=meta)) for n, meta in enumerate(metas)])
+    return [item.card.source_file for item in entries(folder)[0]]
+
+
+def test_files_that_only_the_query_tells_apart_are_not_taken_for_renditions_of_one(tmp_path, picture):
+    urls = [f"https://x.example/image.php?id={number}" for number in (3, 4)]
+    assert source_files(tmp_path, picture, *urls, "https://x.example/?id=3") == ["", "", ""]
+
+
+def test_renditions_differ_in_size_suffix_and_what_the_query_of_a_named_picture_says(tmp_path, picture):
+    urls = ["https://x.example/Up/a-150x150.PNG?v=2", "https://x.example/Up/a.webp?w=90", "//x.example/up/a"]
+    assert source_files(tmp_path, picture, *urls) == ["x.example/up/a"] * 3
+
+
+def test_malformed_address_costs_nothing(tmp_path, picture):
+    urls = [
+        "http://[x/a.png",
+        "http://[x/a?id=3",
+        "https://i0.wp.com/[x/a.png",
+        "https://y.example/http://[x/a",
+    ]
+    assert source_files(tmp_path, picture, *urls) == ["", "", "i0.wp.com/[x/a", "y.example/http://[x/a"]
+
+
 def test_shards_of_crest_keep_all_that_was_known(tmp_path, picture):
     said = [
         {"text": "A red lion.", "origin": "human", "weight": 1.0},

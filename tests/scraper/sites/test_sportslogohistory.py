@@ -190,6 +190,11 @@ def test_renditions_and_formats_of_one_file_share_a_source_file() -> None:
     )
 
 
+def test_service_that_stands_before_a_malformed_address_is_a_host_like_any_other() -> None:
+    assert source_file("https://i0.wp.com/[x/a.png", SITE) == "i0.wp.com/[x/a"
+    assert source_file("https://elsewhere.example/http://[x/a.png", SITE) == "elsewhere.example/http://[x/a"
+
+
 @pytest.mark.parametrize(
     ("text", "addresses"),
     [
