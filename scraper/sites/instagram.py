@@ -207,7 +207,7 @@ def _entries(files: Mapping[str, Path], prompt: str) -> Iterator[Item | Drop]:
         if post.metadata:
             try:
                 kind, node = _node(files[post.metadata])
-            except (ValueError, EOFError, OSError, lzma.LZMAError) as error:
+            except (ValueError, RecursionError, EOFError, OSError, lzma.LZMAError) as error:
                 yield Drop("broken_metadata", f"{post.metadata}: {error}")
                 kind = "Post"
             if kind != "Post":
@@ -269,10 +269,10 @@ def _node(path: Path) -> tuple[str, Mapping[str, Any]]:
     if path.name.lower().endswith(".xz"):
         content = lzma.decompress(content)
     value = json.loads(content)
-    node = value.get("node") if isinstance(value, dict) else None
+    node = _object(value).get("node")
     if not isinstance(node, dict):
         raise ValueError("holds no node, expected what instaloader writes")
-    return str((value.get("instaloader") or {}).get("node_type") or "Post"), node
+    return str(_object(value.get("instaloader")).get("node_type") or "Post"), node
 
 
 def _text(path: Path | None) -> str:
@@ -291,7 +291,21 @@ def _slides(node: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _edges(node: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
-    return [edge.get("node") or {} for edge in (node.get(name) or {}).get("edges") or []]
+    edges = _object(node.get(name)).get("edges")
+    return [_object(_object(edge).get("node")) for edge in (edges if isinstance(edges, list) else [])]
+
+
+def _object(value: object) -> Mapping[str, Any]:
+    """A value that should be an object; empty for one that is something else, or missing."""
+    return value if isinstance(value, dict) else {}
+
+
+def _year(taken: object) -> str:
+    """The year of a Unix time; empty where it is missing or damaged."""
+    try:
+        return str(datetime.datetime.fromtimestamp(float(str(taken)), datetime.UTC).year) if taken else ""
+    except (ValueError, OverflowError, OSError):  # no number, or none of a date
+        return ""
 
 
 def caption_of(text: str) -> str:
@@ -309,15 +323,13 @@ def _card(base: str, number: int, node: Mapping[str, Any], text: str, prompt: st
     alt = _ALT_START.sub("", tidy(str(shown.get("accessibility_caption") or "")))
     alt = "" if alt == _NO_ALT else alt
     shortcode = str(node.get("shortcode") or node.get("code") or "")
-    taken = node.get("taken_at_timestamp") or node.get("date")
-    owner = str((node.get("owner") or {}).get("username") or "")
-    year = datetime.datetime.fromtimestamp(float(taken), datetime.UTC).year if taken else ""
+    owner = str(_object(node.get("owner")).get("username") or "")
     return Card(
         image_urls=(),
         title=owner or shortcode or base.rpartition("/")[2],
         caption=words or alt or prompt or None,
         written_by=ALT_WRITER if alt and not words else "",
-        years=str(year),
+        years=_year(node.get("taken_at_timestamp") or node.get("date")),
         page_url=f"https://www.instagram.com/p/{shortcode}/" if shortcode else "",
         group=shortcode or base,
         source_file=f"{base}_{number}".lower(),

@@ -150,6 +150,39 @@ def test_broken_metadata_is_counted_and_the_picture_stays(folder):
     assert [drop.reason for drop in dropped] == ["broken_metadata"]
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"taken_at_timestamp": "soon", "owner": "annalaura_art"},
+        {"taken_at_timestamp": 1e30, "owner": [1]},
+        {"taken_at_timestamp": "NaN", "owner": {"username": None}},
+        {"taken_at_timestamp": {"s": 1}, "owner": 7},
+    ],
+)
+def test_damaged_time_and_owner_are_left_empty(folder, damage):
+    note(folder / STEM, post(**damage))
+    (item,), dropped = entries(folder)
+    assert (item.card.title, item.card.years, item.card.caption) == ("CPabc_1", "", "A turtle teaches.")
+    assert dropped == []
+
+
+@pytest.mark.parametrize("said", ["text", {"edges": 5}, {"edges": ["text"]}, {"edges": [{"node": "text"}]}])
+def test_damaged_words_and_slides_are_left_out(folder, said):
+    note(folder / STEM, post(edge_media_to_caption=said, edge_sidecar_to_children=said))
+    (item,), dropped = entries(folder)
+    assert (item.card.caption, item.card.years, dropped) == (None, "2021", [])
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, '{"node": {"shortcode": "\\ud83d"}, "instaloader": "4.14"}']
+)
+def test_json_that_ends_a_reader_or_names_no_version_leaves_the_picture(folder, content):
+    (folder / f"{STEM}.json").write_text(content)
+    items, dropped = entries(folder)
+    assert [item.card.caption for item in items] == [None]
+    assert [drop.reason for drop in dropped] == (["broken_metadata"] if content[0] == "[" else [])
+
+
 def test_missing_and_empty_folders_are_told(tmp_path):
     for path, says in ((tmp_path / "gone", "there is no such folder"), (tmp_path, "is empty")):
         with pytest.raises(DataError, match=f"{says}, expected a folder that instaloader filled"):
