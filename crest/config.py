@@ -68,6 +68,8 @@ class RunConfig(Config):
     """Steps between two preview grids; the last step always has one."""
     save_every: int = Field(default=200, ge=1)
     """Steps between two saved states."""
+    device_memory_gb: float | None = Field(default=None, gt=0)
+    """Memory of the device that `--dry-run` plans for (10^9 bytes); null asks the one that is here."""
 
 
 class MovingConfig(Config):
@@ -98,6 +100,10 @@ class OptimConfig(MovingConfig):
     """Peak learning rate."""
     batch_size: int = Field(ge=1)
     """Samples per optimizer step over all devices and accumulation (the recipe)."""
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """"adamw", or "adamw_8bit", whose two averages take a quarter of the memory (needs an extra package)."""
+    ema_device: Literal["same", "cpu"] = "same"
+    """Where the averaged weights are kept: beside the model, or in the host's memory (the same numbers)."""
 
 
 C = TypeVar("C", bound=FileConfig)

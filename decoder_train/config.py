@@ -30,6 +30,8 @@ class DecoderModelConfig(Config):
     """Start from weights of another CLIP: right where this one was fine-tuned from it, wrong otherwise."""
     scratch: dict[str, Any] | None = None
     """A DecoderSpec (its embedding sizes are taken from the embeddings): train from random weights."""
+    checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
     sketch_steps: int = Field(default=0, ge=0)
     """Steps at the start that train the sketch alone, each at about a third of the cost of a whole one."""
     sketch_moves: bool = False

@@ -30,6 +30,8 @@ class PriorModelConfig(Config):
     """Start from weights of another CLIP: right where this one was fine-tuned from it, wrong otherwise."""
     scratch: dict[str, Any] | None = None
     """A PriorSpec (its embedding sizes are taken from the embeddings): train from random weights."""
+    checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
     cond_drop_prob: float = Field(default=0.1, ge=0, lt=1)
     """Share of samples whose text is dropped, so that guidance can be used."""
 
