@@ -6,6 +6,7 @@ is written last, so that its presence means done.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -174,13 +175,14 @@ def picture_bytes(folder: Path, image: str) -> bytes:
         return pictures.read(image)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: `.part`, flush to disk, rename."""
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[IO[bytes]]:
+    """A file to be written whole or not at all: `.part`, flush to disk, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     try:
         with part.open("wb") as stream:
-            stream.write(content)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         part.replace(path)
@@ -189,6 +191,12 @@ def write_bytes(path: Path, content: bytes) -> None:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)  # a full disk is told without a name
         raise
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    with whole(path) as stream:
+        stream.write(content)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -202,10 +210,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Write one JSON object a line, whole or not at all; returns how many."""
-    lines = [json.dumps(dict(row), ensure_ascii=False) for row in rows]
-    write_text(path, "".join(line + "\n" for line in lines))
-    return len(lines)
+    """Write one JSON object a line as they come, whole or not at all; returns how many."""
+    count = 0
+    with whole(path) as stream:
+        for row in rows:
+            stream.write((json.dumps(dict(row), ensure_ascii=False) + "\n").encode())
+            count += 1
+    return count
 
 
 def read_json(path: Path) -> Any:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,6 +27,7 @@ from crest.records import (
     read_json,
     read_manifest,
     stream_records,
+    whole,
     write_json,
 )
 from scraper.answers import Answer, Answers
@@ -294,26 +294,16 @@ def _lines(captions: Iterable[Caption]) -> Iterator[str]:
 def _write_lines(folder: Path, lines: Iterable[str], mark: Path) -> str:
     """Write captions.jsonl whole or not at all, line by line; returns its hash.
 
-    The mark that says that it is finished goes only when the new file is there.
+    The mark that says that it is finished goes only when all lines of the new file are written.
     """
-    path = folder / "captions.jsonl"
-    part = path.with_name(f"{path.name}.part")
     digest = hashlib.sha256()
-    try:
-        with part.open("wb") as stream:
-            for line in lines:
-                content = line.encode()
-                digest.update(content)
-                stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        mark.unlink(missing_ok=True)
-        part.replace(path)
-    except BaseException as error:
-        part.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # a full disk is told without a name
-        raise
+    with whole(folder / "captions.jsonl") as stream:
+        for line in lines:
+            content = line.encode()
+            digest.update(content)
+            stream.write(content)
+        stream.flush()  # a full disk tells now, and the mark stays
+        mark.unlink(missing_ok=True)  # before the new file has its name: it never vouches for another
     return digest.hexdigest()[:16]
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import time
 from array import array
 from collections import Counter
@@ -28,6 +27,7 @@ from crest.records import (
     read_json,
     read_manifest,
     write_json,
+    write_jsonl,
     write_manifest,
     write_text,
 )
@@ -209,7 +209,7 @@ def write_kept(folder: Path, records: Iterable[Record], wide_aspect: float) -> T
             digest.update(json.dumps(_content(record), ensure_ascii=False).encode())
             yield vars(record)
 
-    _write_rows(folder / "records.jsonl", rows())
+    write_jsonl(folder / "records.jsonl", rows())
     counts["groups"] = len(set(groups))
     return Tally(
         dict(counts),
@@ -232,26 +232,8 @@ def write_dropped(folder: Path, dropped: Iterable[Drop]) -> dict[str, int]:
             counts[drop.reason] += 1
             yield dataclasses.asdict(drop)
 
-    _write_rows(folder / "dropped.jsonl", rows())
+    write_jsonl(folder / "dropped.jsonl", rows())
     return dict(counts.most_common())
-
-
-def _write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """JSON lines as they come, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("w", encoding="utf-8") as stream:
-            for row in rows:
-                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(path)
-    except BaseException as error:
-        part.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # a full disk is told without a name
-        raise
 
 
 def write_report(

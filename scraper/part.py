@@ -6,10 +6,8 @@ no times, whoever fetched them in whatever order. Refuses to hold more than a fe
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
 import tarfile
 import tempfile
 from collections import Counter
@@ -17,13 +15,22 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crest.errors import DataError, FetchError
-from crest.records import Record, file_hash, hash_of, picture_bytes, read_json, stream_records, write_json
+from crest.records import (
+    Record,
+    file_hash,
+    hash_of,
+    picture_bytes,
+    read_json,
+    stream_records,
+    whole,
+    write_json,
+)
 from crest.tars import TarPart, entry_of
 from scraper.config import FetchConfig
 from scraper.harvest import Drop
@@ -331,7 +338,7 @@ def _write(making: _Making, repeated: int) -> dict[str, Any]:
     rows = sorted(making.records)
     place_of: dict[str, str] = {}
     columns = np.zeros(len(rows), dtype=job.columns)
-    with TarPart(job.path("tar")) as tar, _whole(job.path("jsonl")) as lines:
+    with TarPart(job.path("tar")) as tar, whole(job.path("jsonl")) as lines:
         at = 0
         for index, row in enumerate(rows):
             record = making.records[row]
@@ -349,7 +356,7 @@ def _write(making: _Making, repeated: int) -> dict[str, Any]:
             columns[index]["source_file"] = key_of(record.source_file) if record.source_file else 0
             columns[index]["is_described"] = record.caption is not None
         tar.finish()
-    with _whole(job.path("looks.npy")) as stream:
+    with whole(job.path("looks.npy")) as stream:
         np.save(stream, columns)
     files = {
         suffix: {"size_bytes": job.path(suffix).stat().st_size, "sha256": file_hash(job.path(suffix))}
@@ -365,17 +372,3 @@ def _write(making: _Making, repeated: int) -> dict[str, Any]:
     }
     write_json(job.path("json"), note)
     return note
-
-
-@contextlib.contextmanager
-def _whole(path: Path) -> Iterator[IO[bytes]]:
-    """A file that gets its name only when it is whole."""
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

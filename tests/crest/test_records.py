@@ -1,4 +1,5 @@
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -151,3 +152,18 @@ def test_rows_are_one_line_each(tmp_path: Path) -> None:
     lines = (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["text"] for line in lines] == ["a\nb", "é"]
     assert "é" in lines[1]
+
+
+def test_rows_are_written_as_they_come_and_a_failure_among_them_leaves_the_old_file(tmp_path: Path) -> None:
+    def rows() -> Iterator[dict[str, str]]:
+        yield {"text": "new" * 100_000}
+        assert part.stat().st_size > 0  # not held until the last
+        raise OSError("no space left on device")
+
+    path, part = tmp_path / "rows.jsonl", tmp_path / "rows.jsonl.part"
+    records.write_jsonl(path, [{"text": "old"}])
+    with pytest.raises(OSError, match="no space") as caught:
+        records.write_jsonl(path, rows())
+    assert caught.value.filename == str(path)
+    assert path.read_text() == '{"text": "old"}\n'
+    assert not part.exists()
