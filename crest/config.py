@@ -26,6 +26,8 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 SamplerName = Literal["ddim", "dpmpp_2m"]
 ScheduleName = Literal["cosine", "linear"]
 Prediction = Literal["epsilon", "x_start", "v"]
+Arithmetic = Literal["1.15", "1.1"]
+"""Which dalle2-pytorch a network's numbers belong to (its attention and downsampling changed in between)."""
 
 
 class Config(BaseModel):
