@@ -158,11 +158,11 @@ def test_rows_are_written_as_they_come_and_a_failure_among_them_leaves_the_old_f
     def rows() -> Iterator[dict[str, str]]:
         yield {"text": "new" * 100_000}
         assert part.stat().st_size > 0  # not held until the last
-        raise OSError("no space left on device")
+        raise OSError(28, "No space left on device")
 
     path, part = tmp_path / "rows.jsonl", tmp_path / "rows.jsonl.part"
     records.write_jsonl(path, [{"text": "old"}])
-    with pytest.raises(OSError, match="no space") as caught:
+    with pytest.raises(OSError, match="No space") as caught:
         records.write_jsonl(path, rows())
     assert caught.value.filename == str(path)
     assert path.read_text() == '{"text": "old"}\n'
