@@ -1,21 +1,22 @@
-"""Exact, faster forward passes for dalle2-pytorch's networks, over the library's own weights and modules.
+"""An exact, faster forward pass for dalle2-pytorch's U-Net, over the library's own weights and modules.
 
 Same algebra, other order: keys and values absorb the query and output projections where there are few keys,
 norms run in one kernel, feature maps stay channels-last, conditions that do not depend on the timestep are
-computed once per picture, and the prior's last layer computes its one wanted token only. Two things are ours:
-dropped conditions are given as masks, so that they can be a function of the sample instead of a global random
-state, and norms keep their epsilon of 1e-5 in low precision (the library switches to 1e-3 under autocast).
+computed once per picture. Two things are ours: dropped conditions are given as masks, so that they can be a
+function of the sample instead of a global random state, and norms keep their epsilon of 1e-5 in low precision
+(the library switches to 1e-3 under autocast).
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from crest.models.fast_attention import layer_norm, multi_query_attention
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,6 @@ class UnetConditions:
     """(B, 4, cond_dim), normalised for the outer layers"""
     mid_tokens: Tensor | None
     """(B, 4 + L, cond_dim), normalised for the bottleneck"""
-
-
-def _layer_norm(norm: Any, x: Tensor) -> Tensor:
-    if norm.stable:
-        x = x / x.amax(dim=-1, keepdim=True).detach()
-    return F.layer_norm(x, (x.shape[-1],), norm.g.to(x.dtype), None, norm.eps)
 
 
 def unet_conditions(
@@ -172,7 +167,7 @@ def _cross_attention(module: Any, x: Tensor, context: Tensor | None) -> Tensor:
     null_key, null_value = (row.to(key.dtype).expand(b, 1, heads, -1) for row in module.null_kv)
     key, value = torch.cat((null_key, key), dim=1), torch.cat((null_value, value), dim=1)
     keys, dim_head = key.shape[1], key.shape[-1]
-    x = _layer_norm(module.norm, x)
+    x = layer_norm(module.norm, x)
     projection, norm = module.to_out
     if heads * keys <= 2 * heads * dim_head:
         # few keys: fold W_q into the keys and W_out into the values
@@ -186,12 +181,12 @@ def _cross_attention(module: Any, x: Tensor, context: Tensor | None) -> Tensor:
         )
         weights = (torch.bmm(x.to(folded_key.dtype), folded_key) * module.scale).view(b, n, heads, keys)
         weights = weights.float().softmax(dim=-1).to(folded_value.dtype).view(b, n, heads * keys)
-        return _layer_norm(norm, torch.bmm(weights, folded_value))
+        return layer_norm(norm, torch.bmm(weights, folded_value))
     query = module.to_q(x).view(b, n, heads, dim_head).transpose(1, 2)
     mixed = F.scaled_dot_product_attention(
         query, key.transpose(1, 2), value.transpose(1, 2), scale=module.scale
     )
-    return _layer_norm(norm, projection(mixed.transpose(1, 2).reshape(b, n, heads * dim_head)))
+    return layer_norm(norm, projection(mixed.transpose(1, 2).reshape(b, n, heads * dim_head)))
 
 
 def _self_attention(module: Any, x: Tensor) -> Tensor:
@@ -204,89 +199,5 @@ def _self_attention(module: Any, x: Tensor) -> Tensor:
         return result
     b, c, height, width = x.shape
     rows = x.permute(0, 2, 3, 1).reshape(b, height * width, c)
-    rows = rows + _attention(attention, rows, None)
+    rows = rows + multi_query_attention(attention, rows, None)
     return rows.view(b, height, width, c).permute(0, 3, 1, 2)
-
-
-def _attention(module: Any, x: Tensor, bias: Tensor | None, last: bool = False) -> Tensor:
-    """Multi-query attention; `bias` (h, n, n + 1) holds the causal mask, `last` asks for the last row."""
-    b, n, _ = x.shape
-    x = _layer_norm(module.norm, x)
-    key, value = module.to_kv(x).chunk(2, dim=-1)
-    query = module.to_q(x if not last else x[:, -1:])
-    query = query.view(b, query.shape[1], module.heads, -1).transpose(1, 2) * module.scale
-    if module.rotary_emb is not None:
-        rotary = module.rotary_emb
-        query = rotary.rotate_queries_or_keys(query, offset=n - 1 if last else 0)
-        key = rotary.rotate_queries_or_keys(key)
-    null_key, null_value = (row.to(key.dtype).expand(b, 1, -1) for row in module.null_kv)
-    key, value = torch.cat((null_key, key.to(null_key.dtype)), dim=1), torch.cat((null_value, value), dim=1)
-    if module.cosine_sim:
-        query, key = F.normalize(query, dim=-1), F.normalize(key, dim=-1)
-    query, key = query.to(value.dtype), key.to(value.dtype)
-    if bias is not None:
-        bias = (bias[:, -1:] if last else bias).to(query.dtype)
-    mixed = F.scaled_dot_product_attention(
-        query,
-        key[:, None].expand(-1, module.heads, -1, -1),
-        value[:, None].expand(-1, module.heads, -1, -1),
-        attn_mask=bias,
-        scale=module.scale,  # the library multiplies both query and key by its square root
-    )
-    projection, norm = module.to_out
-    return _layer_norm(norm, projection(mixed.transpose(1, 2).reshape(b, query.shape[2], -1)))
-
-
-def prior_forward(
-    net: Any,
-    image_embed: Tensor,
-    t: Tensor,
-    text_embed: Tensor,
-    text_encodings: Tensor,
-    text_keep: Tensor,
-    image_keep: Tensor,
-) -> Tensor:
-    """dalle2_pytorch.DiffusionPriorNetwork's prediction (B, D) for a noised, scaled image embedding.
-
-    Args:
-        text_encodings: (B, L, D), zero past the end of the text.
-        text_keep, image_keep: (B,) bool; False puts the learned "nothing" in a condition's place.
-    Paper: Ramesh et al. 2022 (arXiv 2204.06125), section 2.2: the sequence is encoded text, text embedding,
-        timestep, noised image embedding, and a final query whose output is the prediction.
-    """
-    b, dim = image_embed.shape
-    text = net.to_text_embeds(text_embed)
-    image = net.to_image_embeds(image_embed)
-    words = F.pad(
-        text_encodings[:, : net.max_text_len], (0, 0, 0, max(0, net.max_text_len - text_encodings.shape[1]))
-    )
-    inside = torch.any(words != 0.0, dim=-1, keepdim=True) & text_keep[:, None, None]
-    words = torch.where(inside, words, net.null_text_encodings.to(words.dtype))
-    text = torch.where(text_keep[:, None, None], text, net.null_text_embeds.to(text.dtype))
-    image = torch.where(image_keep[:, None, None], image, net.null_image_embed.to(image.dtype))
-    time = net.to_time_embeds(t.to(image_embed.dtype) if net.continuous_embedded_time else t)
-    query = net.learned_query.expand(b, 1, dim)
-    x = torch.cat((words, text, time, image, query.to(words.dtype)), dim=1)
-
-    transformer = net.causal_transformer
-    x = transformer.init_norm(x)
-    n = x.shape[1]
-    bias = transformer.rel_pos_bias(n, n + 1, device=x.device)
-    bias = bias.masked_fill(torch.ones(n, n + 1, dtype=torch.bool, device=x.device).triu(2), -math.inf)
-    depth = len(transformer.layers)
-    for number, (attention, feed_forward) in enumerate(transformer.layers):
-        final = number == depth - 1
-        mixed = _attention(attention, x, bias, last=final)
-        x = mixed + (x[:, -1:] if final else x)
-        x = _feed_forward(feed_forward, x) + x
-    norm = transformer.norm
-    x = _layer_norm(norm, x) if hasattr(norm, "g") else norm(x)
-    out: Tensor = transformer.project_out(x)[:, -1]
-    return out
-
-
-def _feed_forward(module: Any, x: Tensor) -> Tensor:
-    x = _layer_norm(module[0], x)
-    for layer in list(module)[1:]:
-        x = _layer_norm(layer, x) if hasattr(layer, "g") else layer(x)
-    return x

@@ -21,7 +21,7 @@ from crest.diffusion.noise_schedule import NoiseSchedule
 from crest.diffusion.sampling import SAMPLERS
 from crest.errors import ConfigError
 from crest.models.clip import TextFeatures
-from crest.models.fast import prior_forward
+from crest.models.fast_prior import prior_forward
 
 KIND = "prior"
 

@@ -1,56 +1,16 @@
-"""The faster forward passes equal the library's own, in values and in gradients."""
+"""The faster U-Net equals the library's own, in values and in gradients."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
-from dalle2_pytorch.dalle2_pytorch import DiffusionPriorNetwork, Unet
-from torch import Tensor, nn
+from dalle2_pytorch.dalle2_pytorch import Unet
+from torch import Tensor
 
-from crest.models.fast import prior_forward, unet_conditions, unet_forward
+from crest.models.fast import unet_conditions, unet_forward
+from tests.crest.models.same_as_library import assert_like, assert_same_gradients, stirred
 
 B, D, L, K = 3, 12, 5, 10
-TOLERANCE = 1e-5  # of the largest value; gradients get ten times that, norms and cosines stretch rounding
-
-
-def stirred(network: nn.Module) -> Any:
-    """No weight at its start: the library's zeros and ones would hide mistakes."""
-    draw = torch.Generator().manual_seed(0)
-    for weight in network.parameters():
-        weight.data += 0.1 * torch.randn(weight.shape, generator=draw)
-    return network
-
-
-def assert_like(found: Tensor, wanted: Tensor, what: str) -> None:
-    assert found.shape == wanted.shape, what
-    limit = 3 * TOLERANCE * float(wanted.detach().abs().max()) + 1e-9
-    assert float((found - wanted).detach().abs().max()) <= limit, what
-
-
-def assert_same_gradients(
-    network: nn.Module, ours: Tensor, theirs: Tensor, inputs: dict[str, Tensor]
-) -> None:
-    """Compares the gradients of one scalar of each output, for every weight and input."""
-    learnt = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
-    names, tensors = [*inputs, *learnt], [*inputs.values(), *learnt.values()]
-    weights = torch.randn(ours.shape, generator=torch.Generator().manual_seed(1))
-    left, right = (
-        torch.autograd.grad((out * weights).sum(), tensors, allow_unused=True, materialize_grads=True)
-        for out in (ours, theirs)
-    )
-    scale = max(float(gradient.abs().max()) for gradient in right)
-    for name, found, wanted in zip(names, left, right, strict=True):
-        assert float((found - wanted).abs().max()) <= 10 * TOLERANCE * scale, name
-    whole, mistake = (
-        torch.cat([part.flatten() for part in parts]).norm() for parts in (right, subtracted(left, right))
-    )
-    assert float(mistake) <= 10 * TOLERANCE * float(whole)
-
-
-def subtracted(left: Sequence[Tensor], right: Sequence[Tensor]) -> list[Tensor]:
-    return [found - wanted for found, wanted in zip(left, right, strict=True)]
-
 
 UNETS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -149,47 +109,3 @@ def test_text_longer_than_the_unet_reads_is_cut_as_the_library_cuts_it() -> None
     keep = torch.ones(B, dtype=torch.bool)
     conditions = unet_conditions(unet, inputs["image_embed"], inputs["text_encodings"], keep, keep)
     assert_like(unet_forward(unet, inputs["x"], t, conditions), theirs, "cut")
-
-
-PRIORS: dict[str, dict[str, Any]] = {
-    "one layer": {"depth": 1},
-    "three layers": {"depth": 3},
-    "norms": {"depth": 2, "norm_in": True, "normformer": True},
-    "no rotation": {"depth": 2, "rotary_emb": False},
-    "table of timesteps": {"depth": 2, "num_timesteps": 50},
-    "wide heads": {"depth": 2, "dim_head": 40},
-    "bare output": {"depth": 2, "norm_out": False, "final_proj": False},
-    "text as long as it reads": {"depth": 2, "max_text_len": L},
-    "text longer than it reads": {"depth": 2, "max_text_len": 3},
-}
-
-
-@pytest.mark.parametrize("name", PRIORS)
-@pytest.mark.parametrize("dropped", [False, True], ids=["kept", "dropped"])
-def test_prior_is_the_librarys(name: str, dropped: bool) -> None:
-    net = stirred(
-        DiffusionPriorNetwork(**{"dim": D, "max_text_len": 8, "heads": 2, "dim_head": 6, **PRIORS[name]})
-    )
-    draw = torch.Generator().manual_seed(3)
-    inputs = {
-        "image_embed": torch.randn(B, D, generator=draw),
-        "text_embed": torch.randn(B, D, generator=draw),
-        "text_encodings": torch.randn(B, L, D, generator=draw),
-    }
-    inputs["text_encodings"][2, 1:] = 0
-    inputs = {key: value.requires_grad_() for key, value in inputs.items()}
-    t = torch.tensor([0, 7, 49])
-    theirs = net(
-        inputs["image_embed"],
-        t,
-        text_embed=inputs["text_embed"],
-        text_encodings=inputs["text_encodings"],
-        text_cond_drop_prob=float(dropped),
-        image_cond_drop_prob=float(dropped),
-    )
-    keep = torch.full((B,), not dropped)
-    ours = prior_forward(
-        net, inputs["image_embed"], t, inputs["text_embed"], inputs["text_encodings"], keep, keep
-    )
-    assert_like(ours, theirs, name)
-    assert_same_gradients(net, ours, theirs, inputs)
