@@ -245,7 +245,8 @@ def held_out_ranks(model: ClipModel, pictures: Pictures, data: ClipDataConfig, w
         for first in range(0, len(pictures), VALIDATED):
             numbers = np.arange(first, min(first + VALIDATED, len(pictures)))
             images.append(model.embed_images(torch.from_numpy(pictures.floats(numbers)).to(world.device)))
-            texts.append(model.embed_tokens(model.tokenize([pictures.captions[row] for row in numbers]))[0])
+            captions, _ = model.fit_texts([pictures.captions[row] for row in numbers])
+            texts.append(model.embed_tokens(model.tokenize(captions))[0])
     alike = positives(pictures, captions_alike=data.captions_alike, pictures_alike=data.pictures_alike)
     everything = np.arange(len(pictures))
 

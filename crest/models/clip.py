@@ -1,4 +1,4 @@
-"""OpenCLIP: build, load, encode pictures and text. The only file that knows open_clip.
+"""OpenCLIP: build, load, encode pictures and text. The clip*.py files of this folder alone know open_clip.
 
 Tokenizer and preprocessing travel with the weights. Pictures come in as [0, 1] at any square size; embeddings
 go out float32 and unit length; text_encodings are zero after the end-of-text token, as the prior and the
@@ -299,12 +299,16 @@ class ClipEncoder:
         """Encode texts.
 
         Args:
-            texts: B strings, longer ones than the context are cut at its end; or their tokens (B, L).
+            texts: B strings, longer ones than the context are cut behind a whole word, as in training; or
+                tokens (B, L).
             length: pad or cut text_encodings to so many tokens; by default to the longest text.
         Returns:
             text_embed (B, D); text_encodings (B, L, K), zero after the end-of-text token.
         """
-        tokens = texts.to(self.device) if isinstance(texts, Tensor) else self.model.tokenize(texts)
+        if isinstance(texts, Tensor):
+            tokens = texts.to(self.device)
+        else:
+            tokens = self.model.tokenize(self.model.fit_texts(texts)[0])
         text_embed, encodings = self.model.embed_tokens(tokens)
         inside = self.model.tokenizer.inside(tokens)
         encodings = encodings * inside[..., None]

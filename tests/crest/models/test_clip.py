@@ -60,7 +60,7 @@ def test_embeddings_are_float32_and_unit_length(model: ClipModel) -> None:
 
 
 def test_embeddings_are_the_librarys_own(model: ClipModel) -> None:
-    tokens = model.tokenizer(TEXTS)
+    tokens = model.tokenizer(model.fit_texts(TEXTS)[0])
     theirs = model.clip.encode_text(tokens, normalize=True)
     assert torch.allclose(encoder(model).encode_text(TEXTS).text_embed, theirs, atol=1e-5)
     images = pictures(2, model.side_px)
@@ -80,7 +80,7 @@ def test_cropping_the_text_to_its_longest_changes_nothing() -> None:
 def test_encodings_are_zero_after_the_end_of_the_text_and_nowhere_before(model: ClipModel) -> None:
     text = encoder(model).encode_text(TEXTS, length=16)
     assert text.text_encodings.shape == (4, 16, 24)
-    for row, tokens in zip(text.text_encodings, model.tokenizer(TEXTS), strict=True):
+    for row, tokens in zip(text.text_encodings, model.tokenizer(model.fit_texts(TEXTS)[0]), strict=True):
         used = int((tokens != 0).sum())  # start, words, end
         assert (row[:used].abs().sum(dim=1) > 0).all()
         assert not row[used:].any()
@@ -95,13 +95,26 @@ def test_encodings_are_cut_or_padded_to_the_wanted_length(length: int) -> None:
     assert torch.equal(text.text_embed, whole.text_embed)
 
 
+def test_a_text_longer_than_the_context_is_cut_behind_a_word_as_in_training() -> None:
+    model = model_of()
+    room = model.context_length
+    long = " ".join(["a gold star"] * room)
+    (cut,), _ = model.fit_texts([long])
+    assert model.tokenizer.length(f"{cut} {long.removeprefix(cut).split()[0]}") > room
+    # by tokens alone the last word would be cut in its middle
+    assert not torch.equal(model.tokenizer([cut]), model.tokenizer([long]))
+    text, whole = (encoder(model).encode_text([one], length=room) for one in (long, cut))
+    assert torch.equal(text.text_embed, whole.text_embed)
+    assert torch.equal(text.text_encodings, whole.text_encodings)
+
+
 def test_a_text_means_the_same_in_any_company() -> None:
     alone, together = (encoder(model_of()).encode_text(texts) for texts in (TEXTS[:1], TEXTS))
     assert torch.allclose(alone.text_embed[0], together.text_embed[0], atol=1e-6)
 
 
 def test_a_string_equals_its_tokens(model: ClipModel) -> None:
-    tokens = model.tokenize(TEXTS)
+    tokens = model.tokenize(model.fit_texts(TEXTS)[0])
     embed, _ = model.embed_tokens(tokens)
     assert torch.allclose(encoder(model).encode_text(TEXTS).text_embed, embed, atol=1e-6)
 

@@ -46,7 +46,7 @@ def test_the_run_folders_file_loads_in_plain_open_clip(kind: str, tmp_path: Path
     (tmp_path / f"{name}.json").write_text(json.dumps(model.spec.custom), encoding="utf-8")
     open_clip.add_model_config(tmp_path / f"{name}.json")
     plain, _, _ = open_clip.create_model_and_transforms(name, pretrained=str(path))
-    compare(plain.eval(), model, plain_tokens(model, tmp_path / "words", TEXTS))
+    compare(plain.eval(), model, plain_tokens(model, tmp_path / "words", model.fit_texts(TEXTS)[0]))
 
 
 @torch.no_grad()
@@ -76,7 +76,7 @@ def test_a_folder_loads_in_plain_open_clip_and_sees_a_picture_alike(kind: str, t
         image_interpolation=prepared["interpolation"],
         image_resize_mode=prepared["resize_mode"],
     )
-    compare(plain.eval(), model, plain_tokens(model, tmp_path / "words", TEXTS))
+    compare(plain.eval(), model, plain_tokens(model, tmp_path / "words", model.fit_texts(TEXTS)[0]))
     picture = draw_logo(3, model.side_px)
     ours = ClipEncoder(model, "0" * 16, {}).encode_image(
         torch.from_numpy(to_array(square(picture, model.side_px)).astype(np.float32))[None] / 255
@@ -132,7 +132,7 @@ def test_a_published_folder_loads_by_its_name_in_plain_open_clip(hub: HubServer,
     write_open_clip(tmp_path / "folder", model, home="club/crests")
     hub.repositories["club/crests"] = tmp_path / "folder"
     tokens = tmp_path / "tokens.pt"
-    torch.save(model.tokenizer(TEXTS), tokens)
+    torch.save(model.tokenizer(model.fit_texts(TEXTS)[0]), tokens)
     script = (
         "import open_clip, torch\n"
         "model, _, transform = open_clip.create_model_and_transforms('hf-hub:club/crests')\n"

@@ -41,7 +41,7 @@ def encoder(model: ClipModel) -> ClipEncoder:
 
 
 def test_embeddings_are_the_librarys_own(model: ClipModel, tmp_path: Path) -> None:
-    tokens = plain_tokens(model, tmp_path / "words", TEXTS)
+    tokens = plain_tokens(model, tmp_path / "words", model.fit_texts(TEXTS)[0])
     with torch.no_grad():
         theirs = F.normalize(model.clip.encode_text(tokens), dim=-1)
         seen = F.normalize(model.clip.encode_image((pictures(model) - model.mean) / model.std), dim=-1)
@@ -70,10 +70,11 @@ def test_widths_are_the_true_ones(model: ClipModel, kind: str) -> None:
 
 def test_encodings_end_where_the_text_ends(model: ClipModel, kind: str) -> None:
     encodings = encoder(model).encode_text(TEXTS, length=LENGTH).text_encodings
-    tokens = model.tokenizer(TEXTS)
+    texts, _ = model.fit_texts(TEXTS)
+    tokens = model.tokenizer(texts)
     expected = USED.get(kind, TWO_MARKS)
     if kind in BYTE_PAIRS:  # whose table of 200 merges spells words in pieces
-        expected = tuple(min(model.tokenizer.length(text), LENGTH) for text in TEXTS)
+        expected = tuple(min(model.tokenizer.length(text), LENGTH) for text in texts)
     assert tuple(model.tokenizer.inside(tokens).sum(dim=1).tolist()) == expected
     for row, used in zip(encodings, expected, strict=True):
         assert (row[:used].abs().sum(dim=1) > 0).all()
@@ -85,7 +86,7 @@ def test_an_embedding_is_the_last_encoding_projected_where_the_library_does_so(t
         model = tiny(kind, tmp_path)
         tower = model.clip.text if kind == "custom" else model.clip
         text = encoder(model).encode_text(TEXTS[:2], length=LENGTH)
-        lengths = [min(model.tokenizer.length(text), LENGTH) for text in TEXTS[:2]]
+        lengths = [model.tokenizer.length(text) for text in model.fit_texts(TEXTS[:2])[0]]
         last = torch.stack([text.text_encodings[row, length - 1] for row, length in enumerate(lengths)])
         assert torch.allclose(F.normalize(last @ tower.text_projection, dim=-1), text.text_embed, atol=1e-5)
 
