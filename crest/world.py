@@ -253,7 +253,8 @@ def keep_freed_memory() -> None:
     """Have the C library keep what is freed for the next tensor (glibc only; nothing happens elsewhere).
 
     By default it gives every large tensor back to the system, which then hands out zeroed pages one by one:
-    on a virtual machine that costs more than filling a batch of pictures does. The peak stays as it is.
+    on a virtual machine that costs more than filling a batch of pictures does. What is kept still counts
+    as used; what was measured of peaks stands in docs/decisions.md.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -1,7 +1,8 @@
 """Captioners: a picture to a sentence, through transformers, of which it takes the parts of a ViT-GPT2.
 
 Crest's own one is trainable and carries its tokenizer inside its card; published captioners are run in
-hub_captioner.py and trained in published_captioner.py, the other two files that know that library.
+hub_captioner.py and trained in published_captioner.py, which know that library too; so does
+clip_tokenizers.py, and no other file.
 """
 
 from __future__ import annotations
