@@ -130,10 +130,7 @@ def timed(contestant: Contestant, course: Course, at_least_s: float = CALIBRATIO
 
 def judge(contestant: Contestant, course: Course) -> dict[str, dict[str, float]]:
     """Retrieval on each held-out split, with intervals and the level of chance."""
-    import torch
-
-    from clip_train.data import number_captions
-    from clip_train.retrieval import retrieval_metrics
+    from clip_train.retrieval import number_captions, retrieval_metrics
     from crest.pixels import open_pictures
 
     model = contestant.load(course)
@@ -141,7 +138,7 @@ def judge(contestant: Contestant, course: Course) -> dict[str, dict[str, float]]
     for split in JUDGED:
         pictures = open_pictures(course.shards, split, model.side_px)  # type: ignore[arg-type]
         images, texts = contestant.embed(model, course, split)
-        same = torch.from_numpy(number_captions(pictures))
+        same = number_captions(pictures.captions)
         found[split] = {
             "pairs": float(len(pictures)),
             **retrieval_metrics(images, texts, same, bootstrap=BOOTSTRAP),

@@ -259,14 +259,6 @@ def _check(config: ClipDataConfig, train: Pictures, val: Pictures) -> None:
         )
 
 
-def number_captions(pictures: Pictures) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """One number per distinct caption (case and spaces aside), (N,) int64."""
-    numbers: dict[str, int] = {}
-    return np.array(
-        [numbers.setdefault(" ".join(text.lower().split()), len(numbers)) for text in pictures.captions]
-    )
-
-
 def augmented(
     pictures: Pictures,
     numbers: NDArray[np.int64],

@@ -151,6 +151,15 @@ def exact_products(device: torch.device) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = tf32
 
 
+def number_captions(captions: Sequence[str]) -> Tensor:
+    """One number per distinct caption (case and spaces aside), (N,) int64: the plainest `Right`."""
+    numbers: dict[str, int] = {}
+    return torch.tensor(
+        [numbers.setdefault(" ".join(text.lower().split()), len(numbers)) for text in captions],
+        dtype=torch.int64,
+    )
+
+
 def retrieval_metrics(
     image_embed: Tensor,
     text_embed: Tensor,

@@ -209,8 +209,7 @@ def measure_retrieval(clips: Mapping[str, str], shards: Path, path: Path, device
     """
     import torch
 
-    from clip_train.data import number_captions
-    from clip_train.retrieval import retrieval_metrics
+    from clip_train.retrieval import number_captions, retrieval_metrics
     from crest.models.clip import load_clip
     from crest.pixels import open_pictures
     from crest.world import pick_device
@@ -225,7 +224,7 @@ def measure_retrieval(clips: Mapping[str, str], shards: Path, path: Path, device
             if len(pictures) < 2:
                 continue
             image_embed, text_embed = _embed(clip, pictures)
-            same = torch.from_numpy(number_captions(pictures))
+            same = number_captions(pictures.captions)
             figures[f"retrieval.{split}.samples"] = len(pictures)
             for figure, value in retrieval_metrics(image_embed, text_embed, same).items():
                 figures[f"retrieval.{split}.{name}.{figure}"] = round(value, 6)

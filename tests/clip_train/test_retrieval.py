@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from clip_train.retrieval import (
     Ranks,
     gain,
+    number_captions,
     rank_metrics,
     ranks,
     recall,
@@ -21,6 +22,10 @@ from clip_train.retrieval import (
 def test_the_rank_counts_the_wrong_answers_before_the_right_one() -> None:
     similarity = torch.tensor([[0.9, 0.1, 0.2], [0.8, 0.5, 0.1], [0.9, 0.8, 0.1]])
     assert ranks(similarity, torch.arange(3)).tolist() == [1.0, 2.0, 3.0]
+
+
+def test_equal_captions_share_a_number_whatever_their_case_and_spaces() -> None:
+    assert number_captions(["A red crest", "a  red crest ", "a navy crest"]).tolist() == [0, 0, 1]
 
 
 def test_a_tie_counts_half() -> None:
