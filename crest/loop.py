@@ -44,7 +44,13 @@ WATCHED = frozenset(("run.dir", "run.log_every", "run.preview_every", "run.save_
 
 
 class Stage(Protocol[Batch]):
-    """What learns, from what, by which measure: its answers, and the card that travels with the weights."""
+    """What learns, from what, by which measure: its answers, and the card that travels with the weights.
+
+    Two further attributes are read where a stage has them:
+
+    - `patience` (int, default 0): stop after so many validations without a better `best_by`; 0: never.
+    - `loss_limit` (float, default infinity): a loss above it stops the run as one that is not finite does.
+    """
 
     best_by: str
     """the validation figure that `best.safetensors` keeps; a name ending in "loss" is better when lower"""
