@@ -24,7 +24,7 @@ launch = $(if $(filter-out 1,$(NPROC)),$(PY) -m torch.distributed.run --standalo
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help install demo test check scrape caption caption-report caption-lint shards verify captioner clip embed publish prior decoder generate eval survey \
+.PHONY: help install demo test check scrape caption caption-report caption-lint shards verify captioner clip folds embed publish prior decoder generate eval survey \
         bench gpu-check stock schema clean
 
 help: ## list the targets
@@ -75,6 +75,9 @@ verify: $(STAMP) ## prove that the shards are whole and that nothing alike lies 
 
 clip: $(STAMP) ## fine-tune CLIP (clip.json)
 	$(launch) clip_train $(call flags,clip)
+
+folds: $(STAMP) ## cross-validate a CLIP recipe over train and val (clip.json)
+	$(PY) -m clip_train.folds $(call flags,clip)
 
 embed: $(STAMP) ## shards -> CLIP embeddings (embed.json)
 	$(PY) -m clip_train.embed $(call flags,embed)
