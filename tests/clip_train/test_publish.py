@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -227,51 +227,47 @@ def test_what_an_adapter_learned_goes_with_it(run_dir: Path, tmp_path: Path) -> 
     assert (run_dir / "published" / "adapter.safetensors").read_bytes() == b"what it learned"
 
 
-def test_no_token_is_told_before_anything_is_written(
+@pytest.fixture
+def refusal(
     run_dir: Path,
     hub: HubServer,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+) -> Callable[..., str]:
+    """Call with variables of the environment: the sentence that publishing then fails with."""
+
+    def fail(**environment: str | None) -> str:
+        for name, value in environment.items():
+            monkeypatch.delenv(name) if value is None else monkeypatch.setenv(name, value)
+        assert publish(run_dir, tmp_path) == 1
+        return said(capsys)
+
+    return fail
+
+
+def test_no_token_is_told_before_anything_is_written(
+    refusal: Callable[..., str], run_dir: Path, hub: HubServer, tmp_path: Path
 ) -> None:
-    monkeypatch.delenv("HF_TOKEN")
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "token").write_text(TOKEN)  # of somebody who logged in; only the environment counts
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    assert publish(run_dir, tmp_path) == 1
-    assert said(capsys).startswith(
-        "HF_TOKEN: is not set, expected a token that may write to http://127.0.0.1:"
-    )
+    sentence = refusal(HF_TOKEN=None, HF_HOME=str(tmp_path / "home"))
+    assert sentence.startswith("HF_TOKEN: is not set, expected a token that may write to http://127.0.0.1:")
     assert not (run_dir / "published").exists()
     assert not hub.requests
 
 
-def test_a_token_that_may_not_write_is_told(
-    run_dir: Path,
-    hub: HubServer,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setenv("HF_TOKEN", "hf_another")
-    assert publish(run_dir, tmp_path) == 1
-    sentence = said(capsys)
+def test_a_token_that_may_not_write_is_told(refusal: Callable[..., str], hub: HubServer) -> None:
+    sentence = refusal(HF_TOKEN="hf_another")
     assert sentence.startswith(f"club/crests: {hub.url} refused HF_TOKEN (status 401)")
     assert "hf_another" not in sentence
 
 
-def test_a_hub_that_does_not_answer_is_told_at_once(
-    run_dir: Path,
-    hub: HubServer,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+def test_a_hub_that_does_not_answer_is_told_at_once(refusal: Callable[..., str], run_dir: Path) -> None:
     started = time.monotonic()
-    assert publish(run_dir, tmp_path) == 1
+    sentence = refusal(HF_ENDPOINT="http://127.0.0.1:9")
     assert time.monotonic() - started < 5
-    assert said(capsys).startswith("club/crests: http://127.0.0.1:9 did not take the upload (")
+    assert sentence.startswith("club/crests: http://127.0.0.1:9 did not take the upload (")
     assert (run_dir / "published" / "README.md").exists()  # what is to be uploaded is there already
 
 
