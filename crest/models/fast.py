@@ -9,13 +9,17 @@ function of the sample instead of a global random state, and norms keep their ep
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from dalle2_pytorch.dalle2_pytorch import LinearAttention
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
+from crest.config import Arithmetic
 from crest.models.fast_attention import layer_norm, multi_query_attention
 
 
@@ -63,16 +67,42 @@ def unet_conditions(
 
 
 def unet_forward(
-    unet: Any, x: Tensor, t: Tensor, conditions: UnetConditions, lowres: Tensor | None = None
+    unet: Any,
+    x: Tensor,
+    t: Tensor,
+    conditions: UnetConditions,
+    lowres: Tensor | None = None,
+    *,
+    arithmetic: Arithmetic = "1.15",
+    self_cond: Tensor | None = None,
+    lowres_noise_level: Tensor | None = None,
+    checkpointing: bool = False,
 ) -> Tensor:
-    """The U-Net's prediction (B, C, H, W) for a noised picture x at timesteps t (B,)."""
+    """The U-Net's prediction (B, C, H, W) for a noised picture.
+
+    Args:
+        x: (B, C, H, W); t: (B,) timesteps.
+        conditions: of `unet_conditions`.
+        lowres: (B, C, H, W), for a U-Net built with `lowres_cond`.
+        arithmetic: the library's release that the weights were trained with.
+        self_cond: (B, C, H, W), the x_start predicted before, for a U-Net built with `self_cond`; None shows
+            zeros.
+        lowres_noise_level: (B,) timesteps of the noise on `lowres`, for one built with `lowres_noise_cond`.
+        checkpointing: keep each block's input alone and run the block again for its gradient.
+    """
+    shown = [x]
+    if unet.self_cond:
+        shown.append(torch.zeros_like(x) if self_cond is None else self_cond.to(x.dtype))
     if lowres is not None:
-        x = torch.cat((x, lowres), dim=1)
+        shown.append(lowres.to(x.dtype))
+    x = torch.cat(shown, dim=1) if len(shown) > 1 else x
     x = unet.init_conv(x.contiguous(memory_format=torch.channels_last))
     first = x
     hiddens = unet.to_time_hiddens(t.float())
     time_tokens = unet.to_time_tokens(hiddens)
     time = unet.to_time_cond(hiddens)
+    if lowres_noise_level is not None:
+        time = time + unet.to_lowres_noise_cond(lowres_noise_level.float())
     if conditions.image_hiddens is not None:
         time = time + conditions.image_hiddens
     outer, mid = unet.norm_cond(time_tokens), unet.norm_mid_cond(time_tokens)
@@ -82,39 +112,49 @@ def unet_forward(
         mid = torch.cat((mid, conditions.mid_tokens.to(mid.dtype)), dim=1)
     time = F.silu(time)
 
+    def block(module: Any, x: Tensor, tokens: Tensor | None) -> Tensor:
+        return _resumed(checkpointing, _resnet_block, module, x, time, tokens)
+
+    def attend(module: Any, x: Tensor) -> Tensor:
+        return _resumed(checkpointing, _self_attention, module, x, arithmetic)
+
     if unet.init_resnet_block is not None:
-        x = _resnet_block(unet.init_resnet_block, x, time, outer)
+        x = block(unet.init_resnet_block, x, outer)
     skips: list[Tensor] = []
-    for before, block, blocks, attention, after in unet.downs:
+    for before, start, blocks, attention, after in unet.downs:
         if before is not None:
             x = _downsample(before, x)
-        x = _resnet_block(block, x, time, outer)
+        x = block(start, x, outer)
         for other in blocks:
-            x = _resnet_block(other, x, time, outer)
+            x = block(other, x, outer)
             skips.append(x)
-        x = _self_attention(attention, x)
+        x = attend(attention, x)
         skips.append(x)
         if after is not None:
             x = _downsample(after, x)
-    x = _resnet_block(unet.mid_block1, x, time, mid)
+    x = block(unet.mid_block1, x, mid)
     if unet.mid_attn is not None:
-        x = _self_attention(unet.mid_attn, x)
-    x = _resnet_block(unet.mid_block2, x, time, mid)
+        x = attend(unet.mid_attn, x)
+    x = block(unet.mid_block2, x, mid)
     fmaps: list[Tensor] = []
-    for block, blocks, attention, upsample in unet.ups:
-        x = _resnet_block(block, torch.cat((x, skips.pop() * unet.skip_connect_scale), dim=1), time, outer)
-        for other in blocks:
-            x = _resnet_block(
-                other, torch.cat((x, skips.pop() * unet.skip_connect_scale), dim=1), time, outer
-            )
-        x = _self_attention(attention, x)
+    for start, blocks, attention, upsample in unet.ups:
+        for other in (start, *blocks):
+            x = block(other, torch.cat((x, skips.pop() * unet.skip_connect_scale), dim=1), outer)
+        x = attend(attention, x)
         fmaps.append(x)
         x = upsample(x)
     x = unet.upsample_combiner(x, fmaps)
-    x = _resnet_block(unet.final_resnet_block, torch.cat((x, first), dim=1), time, None)
+    x = block(unet.final_resnet_block, torch.cat((x, first), dim=1), None)
     if lowres is not None:
-        x = torch.cat((x, lowres), dim=1)
+        x = torch.cat((x, lowres.to(x.dtype)), dim=1)
     out: Tensor = unet.to_out(x)
+    return out
+
+
+def _resumed(checkpointing: bool, function: Callable[..., Tensor], *args: Any) -> Tensor:
+    if not (checkpointing and torch.is_grad_enabled()):
+        return function(*args)
+    out: Tensor = checkpoint(function, *args, use_reentrant=False)
     return out
 
 
@@ -189,15 +229,35 @@ def _cross_attention(module: Any, x: Tensor, context: Tensor | None) -> Tensor:
     return layer_norm(norm, projection(mixed.transpose(1, 2).reshape(b, n, heads * dim_head)))
 
 
-def _self_attention(module: Any, x: Tensor) -> Tensor:
+def _self_attention(module: Any, x: Tensor, arithmetic: Arithmetic) -> Tensor:
     if isinstance(module, torch.nn.Identity):
         return x
-    residual = getattr(module, "fn", None)
-    attention = getattr(residual, "fn", None)
-    if attention is None or not hasattr(attention, "null_kv"):
-        result: Tensor = module(x)
-        return result
+    attention = module.fn
+    if isinstance(attention, LinearAttention):
+        return x + _linear_attention(attention, x, arithmetic)
     b, c, height, width = x.shape
     rows = x.permute(0, 2, 3, 1).reshape(b, height * width, c)
-    rows = rows + multi_query_attention(attention, rows, None)
+    rows = rows + multi_query_attention(attention.fn, rows, None, arithmetic=arithmetic)
     return rows.view(b, height, width, c).permute(0, 3, 1, 2)
+
+
+def _channel_norm(norm: Any, x: Tensor) -> Tensor:
+    if norm.stable:
+        x = x / x.amax(dim=1, keepdim=True).detach()
+    # over the last axis, where channels-last memory has them
+    rows = F.layer_norm(x.permute(0, 2, 3, 1), (x.shape[1],), norm.g.flatten().to(x.dtype), None, norm.eps)
+    return rows.permute(0, 3, 1, 2)
+
+
+def _linear_attention(module: Any, x: Tensor, arithmetic: Arithmetic) -> Tensor:
+    b, _, height, width = x.shape
+    projected = module.to_qkv(_channel_norm(module.norm, x)).permute(0, 2, 3, 1)
+    query, key, value = projected.reshape(b, height * width, 3, module.heads, -1).unbind(2)
+    query = query.float().softmax(dim=-1).to(value.dtype) * module.scale
+    key = key.float().softmax(dim=1).to(value.dtype)
+    if arithmetic == "1.15":
+        value = F.normalize(value, dim=-1) / (height * width)
+    context = torch.einsum("bnhd,bnhe->bhde", key, value)
+    mixed = torch.einsum("bnhd,bhde->bnhe", query, context).reshape(b, height, width, -1)
+    projection, norm = module.to_out
+    return _channel_norm(norm, projection(module.nonlin(mixed).permute(0, 3, 1, 2)))

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from crest.config import Arithmetic
+
 
 def layer_norm(norm: Any, x: Tensor) -> Tensor:
     """The library's LayerNorm or RMS-like "stable" norm in one kernel."""
@@ -19,7 +21,9 @@ def layer_norm(norm: Any, x: Tensor) -> Tensor:
     return F.layer_norm(x, (x.shape[-1],), norm.g.to(x.dtype), None, norm.eps)
 
 
-def multi_query_attention(module: Any, x: Tensor, bias: Tensor | None, last: bool = False) -> Tensor:
+def multi_query_attention(
+    module: Any, x: Tensor, bias: Tensor | None, last: bool = False, *, arithmetic: Arithmetic = "1.15"
+) -> Tensor:
     """Multi-query attention; `bias` (h, n, n + 1) holds the causal mask, `last` asks for the last row."""
     b, n, _ = x.shape
     x = layer_norm(module.norm, x)
@@ -42,7 +46,8 @@ def multi_query_attention(module: Any, x: Tensor, bias: Tensor | None, last: boo
         key[:, None].expand(-1, module.heads, -1, -1),
         value[:, None].expand(-1, module.heads, -1, -1),
         attn_mask=bias,
-        scale=module.scale,  # the library multiplies both query and key by its square root
+        # 1.15 multiplies both query and key by its square root, on top of the query's own factor
+        scale=module.scale if arithmetic == "1.15" else 1.0,
     )
     projection, norm = module.to_out
     return layer_norm(norm, projection(mixed.transpose(1, 2).reshape(b, query.shape[2], -1)))
