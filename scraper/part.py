@@ -43,7 +43,7 @@ from scraper.turns import ask_all, host_of
 
 if TYPE_CHECKING:
     from scraper.fetch import Answer, Fetcher
-    from scraper.pictures import Examined
+    from scraper.pictures import Checked, Examined
 
 PARTS: Final = "parts"
 PLAIN: Final = (
@@ -204,7 +204,7 @@ def _make(job: PartJob, before: dict[str, Any] | None) -> dict[str, Any]:
                 making.dropped[number] = outcome
             else:
                 answer, found = outcome
-                making.keep(number, _stored(found, job), *_described(found, answer, row, job))
+                making.keep(number, _stored(found, job), *_described(found.checked, answer, row, job))
         _repeat(making, first_row)
         if wanted and len({host_of(url) for _, url in wanted}) > _FEW_HOSTS and not making.records:
             _check_network(making)
@@ -259,13 +259,14 @@ def _stored(found: Examined, job: PartJob) -> bytes:
     """A picture as it is packed: its own bytes where they fit, else fitted."""
     from scraper.chunks import encoded, is_ready
 
-    fits = max(found.width_px, found.height_px) <= job.side_px
-    if fits and found.frames == 1 and is_ready(found.stored, job.format):
-        return found.stored
+    one = found.checked
+    fits = max(one.width_px, one.height_px) <= job.side_px
+    if fits and one.frames == 1 and is_ready(one.stored, job.format):
+        return one.stored
     return encoded(found.picture, job.format)
 
 
-def _described(found: Examined, answer: Answer, row: Row, job: PartJob) -> tuple[Record, NDArray[np.void]]:
+def _described(found: Checked, answer: Answer, row: Row, job: PartJob) -> tuple[Record, NDArray[np.void]]:
     """The record of a picture, but for its place in the tar, and what screening needs of it."""
     record = Record(
         id=found.id,

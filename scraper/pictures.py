@@ -63,8 +63,8 @@ _ANIMATED: Final = frozenset({"png", "gif", "webp", "avif"})
 
 
 @dataclass(frozen=True)
-class Examined:
-    """A whole picture, before anything is written."""
+class Checked:
+    """A whole picture and the bytes to keep of it, before anything is written."""
 
     id: str
     """of the source's own bytes"""
@@ -74,10 +74,8 @@ class Examined:
     """file suffix of `stored`"""
     stored: bytes
     """what is kept: the source's own bytes, or the PNG that an SVG was drawn as"""
-    picture: Image.Image
-    """RGB or RGBA, shrunk where that was asked for; of an animation the first frame"""
     look: Look | None
-    """of `picture`; None where nobody asked for it"""
+    """None where nobody asked for it"""
     frames: int
     width_px: int
     """of `stored`, like the height"""
@@ -85,20 +83,12 @@ class Examined:
 
 
 @dataclass(frozen=True)
-class Checked:
-    """A whole picture and the bytes to keep of it."""
+class Examined:
+    """A picture that was checked, and decoded for that."""
 
-    id: str
-    suffix: str
-    stored: bytes
-    """the source's own bytes, or the PNG that an SVG was drawn as"""
-    width_px: int
-    height_px: int
-    look: Look | None
-    """None where nobody asked for it"""
-    sha256: str
-    """of the source's own bytes"""
-    frames: int
+    checked: Checked
+    picture: Image.Image
+    """RGB or RGBA, shrunk where that was asked for; of an animation the first frame"""
 
 
 def picture_type(content: bytes) -> str | None:
@@ -205,7 +195,7 @@ def examine(
     if (picture.width < picture.height) != (size[0] < size[1]):  # decode() sets upright what a camera turned
         size = size[::-1]
     look = look_at(picture) if is_looked_at else None
-    return Examined(digest[:16], digest, suffix, stored, picture, look, frames, *size)
+    return Examined(Checked(digest[:16], digest, suffix, stored, look, frames, *size), picture)
 
 
 def _no_picture(content: bytes, where: str) -> Refused:
@@ -278,20 +268,10 @@ def check_picture(
         else:
             frames, size = _frames_and_size(content, where, suffix, max_megapixels)
         digest = hashlib.sha256(content).hexdigest()
-        return Checked(digest[:16], suffix, content, *size, look=None, sha256=digest, frames=frames)
-    found = examine(
+        return Checked(digest[:16], digest, suffix, content, None, frames, *size)
+    return examine(
         content, where, max_megapixels=max_megapixels, svg_side_px=svg_side_px, is_looked_at=is_looked_at
-    )
-    return Checked(
-        id=found.id,
-        suffix=found.suffix,
-        stored=found.stored,
-        width_px=found.width_px,
-        height_px=found.height_px,
-        look=found.look,
-        sha256=found.sha256,
-        frames=found.frames,
-    )
+    ).checked
 
 
 def _plain_png_size(content: bytes) -> tuple[int, int] | None:

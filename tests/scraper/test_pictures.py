@@ -160,7 +160,7 @@ def test_animation_shows_its_first_frame_and_keeps_its_bytes(tmp_path: Path, dra
 
 def test_still_pictures_have_one_frame(draw) -> None:
     for form in ("GIF", "WEBP", "PNG", "JPEG", "BMP", "AVIF"):
-        assert examine(encoded(draw(1), form), form).frames == 1
+        assert examine(encoded(draw(1), form), form).checked.frames == 1
 
 
 def test_bomb_is_refused_by_its_header() -> None:
