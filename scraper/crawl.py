@@ -17,14 +17,16 @@ from scraper.assembly import assemble, found_from_json, journal_path
 from scraper.cache import Cache
 from scraper.config import ScraperConfig
 from scraper.fetch import Answer, Fetcher
-from scraper.frontier import Frontier, host_of
+from scraper.frontier import Frontier
 from scraper.harvest import Harvest, told
 from scraper.likeness import look_to_json
 from scraper.opt_out import page_opt_out
 from scraper.pages import is_login, page_text, refusal_of_empty
 from scraper.refused import Refused, Unreachable
+from scraper.robots import product_token
 from scraper.sites import Card, Visit, WebSite, web_site
 from scraper.store import keep_picture
+from scraper.turns import host_of
 
 
 def is_crawled(config: ScraperConfig) -> bool:
@@ -95,7 +97,7 @@ class _Crawler:
     ) -> None:
         self._config, self._site, self._frontier = config, site, frontier
         self._fetcher, self._started = fetcher, started
-        self._agent = config.fetch.user_agent.split("/")[0].strip().lower()
+        self._agent = product_token(config.fetch.user_agent)
         self._next_best: dict[str, str] = {}
         for outcome in frontier.outcomes():
             if outcome.purpose != "image" and outcome.result:

@@ -28,7 +28,8 @@ from scraper.config import FetchConfig
 from scraper.connections import guarded_pools, refuse_private_spelling
 from scraper.opt_out import header_opt_out
 from scraper.refused import Refused, Unreachable
-from scraper.robots import Robots, parse_robots
+from scraper.robots import Robots, parse_robots, product_token
+from scraper.turns import host_of
 from scraper.wire import Again, Reply, Wire, bad_status, bad_url, parts_of
 
 MAX_WAIT_S: Final = 300.0
@@ -112,7 +113,7 @@ class Fetcher:
         self._sleep, self._clock = sleep, clock
         self._hosts: dict[str, _Host] = {}
         self._hosts_lock = threading.Lock()
-        self._agent = settings.user_agent.split("/")[0].strip().lower()
+        self._agent = product_token(settings.user_agent)
         user_agent = settings.user_agent + (f" (+{settings.contact})" if settings.contact else "")
         if not (user_agent.isascii() and user_agent.isprintable()):
             raise ConfigError(
@@ -166,7 +167,7 @@ class Fetcher:
         self._met(parts_of(url))
 
     def _host(self, parts: SplitResult) -> _Host:
-        root = f"{parts.scheme}://{parts.netloc.rpartition('@')[2].lower()}"
+        root = host_of(parts.geturl())
         host = self._hosts.get(root)
         if host is not None:
             return host
@@ -271,11 +272,11 @@ class Fetcher:
             raise Refused("robots", f"{parts.geturl()}: robots.txt asks us to stay away; leave it out.")
         return host
 
-    def _hops(self, url: str, headers: dict[str, str], host_of: Callable[[SplitResult], _Host]) -> Reply:
+    def _hops(self, url: str, headers: dict[str, str], met_host: Callable[[SplitResult], _Host]) -> Reply:
         """The answer at the end of all redirects, each hop as strictly checked as the first."""
         here = url
         for _ in range(self._settings.max_redirects + 1):
-            reply = self._send(here, host_of(parts_of(here)), headers)
+            reply = self._send(here, met_host(parts_of(here)), headers)
             target = reply.headers.get("Location") if reply.status in REDIRECTS else None
             if target is None:
                 return reply

@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from crest.errors import DataError
 from scraper.sites import Visit
+from scraper.turns import host_of
 
 TOGETHER_S: Final = 0.2
 _ROOT: Final = "~root~/"
@@ -157,7 +157,8 @@ class Frontier:
 
     def _insert(self, visits: Iterable[Visit]) -> None:
         rows = [
-            (self._packed(visit.url), visit.purpose, self._packed(host_of(visit.url))) for visit in visits
+            (self._packed(visit.url), visit.purpose, self._packed_host(host_of(visit.url)))
+            for visit in visits
         ]
         insert = "INSERT OR IGNORE INTO visits (url, purpose, host) VALUES (?, ?, ?)"
         self.size += self._base.executemany(insert, rows).rowcount if rows else 0
@@ -187,13 +188,13 @@ class Frontier:
         Args:
             count: at most so many.
             taken: addresses that are being visited now.
-            closed_hosts: hosts (scheme and name) that must not be asked now.
+            closed_hosts: hosts, as `host_of` names them, that must not be asked now.
         """
         marks = ",".join("?" * len(closed_hosts))
         rows = self._base.execute(
             f"SELECT url, purpose FROM visits WHERE state = 'todo' AND host NOT IN ({marks}) "
             "ORDER BY position LIMIT ?",
-            (*(self._packed(host) for host in closed_hosts), count + len(taken)),
+            (*(self._packed_host(host) for host in closed_hosts), count + len(taken)),
         ).fetchall()
         busy = set(taken)
         found = (Visit(self._unpacked(url), purpose) for url, purpose in rows)
@@ -215,14 +216,12 @@ class Frontier:
     def _packed(self, text: str) -> str:
         return text.replace(self._root_url, _ROOT)
 
+    def _packed_host(self, host: str) -> str:
+        """A host with the slash that a root address ends in."""
+        return self._packed(f"{host}/")
+
     def _unpacked(self, text: str) -> str:
         return text.replace(_ROOT, self._root_url)
-
-
-def host_of(url: str) -> str:
-    """Scheme and name of the host of an address."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc}/"
 
 
 @contextmanager

@@ -57,17 +57,22 @@ def _matches(pattern: str, path: str) -> bool:
     return path.endswith(last, at) if is_anchored else path.find(last, at) >= 0
 
 
+def product_token(user_agent: str) -> str:
+    """The name by which robots.txt and opt-outs call a user agent, in lower case (RFC 9309, 2.2.1)."""
+    return user_agent.split("/")[0].strip().lower()
+
+
 def parse_robots(content: bytes | str, user_agent: str) -> Robots:
     """Read the rules that apply to us.
 
     Args:
         content: the file; what lies beyond its first 500 KiB does not count.
-        user_agent: our product token; a group that names it wins over `*`.
+        user_agent: ours; a group that names it wins over `*`.
     """
     text = content[:MAX_SIZE_BYTES]
     if isinstance(text, bytes):
         text = text.decode("utf-8", errors="replace")
-    ours = user_agent.split("/")[0].strip().lower()
+    ours = product_token(user_agent)
     groups: dict[str, list[tuple[str, str]]] = {}
     names: list[str] = []
     in_rules = False
@@ -79,7 +84,7 @@ def parse_robots(content: bytes | str, user_agent: str) -> Robots:
         if key == "user-agent":
             names = [] if in_rules else names
             in_rules = False
-            names.append(value.split("/")[0].strip().lower())
+            names.append(product_token(value))
             groups.setdefault(names[-1], [])
         elif key in ("allow", "disallow", "crawl-delay"):
             in_rules = True

@@ -83,12 +83,12 @@ class Turns:
 
 
 def host_of(url: str) -> str:
-    """Scheme, name and port of an address; whatever it is, for what is none."""
+    """Scheme, name and port of an address, whoever asks there; whatever it is, for what is none."""
     try:
         parts = urlsplit(url)
     except ValueError:
         return url
-    return f"{parts.scheme}://{parts.netloc}".lower()
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}".lower()
 
 
 def ask_all(

@@ -5,6 +5,7 @@ import pytest
 from crest.errors import DataError
 from scraper.frontier import Frontier
 from scraper.sites import Visit
+from scraper.turns import host_of
 
 ROOT = "http://127.0.0.1:5000/"
 
@@ -54,7 +55,13 @@ def test_closed_hosts_and_taken_addresses_are_left_alone(tmp_path):
     frontier = Frontier(tmp_path / "j.sqlite", ROOT)
     frontier.add([*visits("a", "b"), Visit("https://x.example/c", "image")])
     assert names(frontier.waiting(1, taken=[f"{ROOT}a"])) == ["b"]
-    assert frontier.waiting(9, closed_hosts=[ROOT]) == [Visit("https://x.example/c", "image")]
+    assert frontier.waiting(9, closed_hosts=[host_of(ROOT)]) == [Visit("https://x.example/c", "image")]
+
+
+def test_host_is_closed_however_it_is_spelled(tmp_path):
+    frontier = Frontier(tmp_path / "j.sqlite", ROOT)
+    frontier.add([Visit("https://X.example/c", "image"), Visit("https://me@x.example/d", "image")])
+    assert frontier.waiting(9, closed_hosts=[host_of("https://x.example/")]) == []
 
 
 def test_finished_crawl_starts_over_only_when_told(tmp_path):
