@@ -15,68 +15,20 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from dalle2_pytorch.dalle2_pytorch import Unet
-from pydantic import Field
 from torch import Tensor, nn
 
 from crest.checkpoint import card_spec, load_weights, locate_weights, read_card, short_hash
-from crest.config import Config, Prediction, SamplerName, ScheduleName
+from crest.config import SamplerName
 from crest.diffusion.noise_schedule import NoiseSchedule
 from crest.diffusion.prediction import to_x_start
 from crest.diffusion.sampling import SAMPLERS
 from crest.errors import ConfigError
+from crest.models.decoder_spec import DecoderSpec, refuse_misfits
 from crest.models.fast import UnetConditions, unet_conditions, unet_forward
 from crest.models.sketch import Sketch
 
+__all__ = ["KIND", "Decoder", "DecoderSpec", "load_decoder", "sample_images"]
 KIND = "decoder"
-
-
-class DecoderSpec(Config):
-    """Everything needed to build one U-Net of a cascade and to run its diffusion."""
-
-    unet_number: int = Field(default=1, ge=1, le=1)
-    """Which U-Net of the cascade this is, from 1."""
-    side_px: int = Field(ge=8)
-    """Side of the pictures that it draws."""
-    image_embed_dim: int
-    """D of the CLIP that conditions it."""
-    text_width: int | None
-    """K of the CLIP that conditions it; null leaves text encodings out."""
-    max_text_len: int = 40
-    """Tokens of text that it looks at."""
-    dim: int = Field(ge=8)
-    """Channels at the outermost level."""
-    dim_mults: tuple[int, ...]
-    """Channels of each level, as multiples of dim."""
-    num_resnet_blocks: int = 1
-    """Residual blocks a level, on top of the first."""
-    cond_dim: int = 64
-    """Width of a condition token."""
-    self_attn: tuple[bool, ...]
-    """Which levels attend to themselves."""
-    attn_heads: int = 4
-    """Heads of self-attention."""
-    attn_dim_head: int = 32
-    """Width of one head of self-attention."""
-    memory_efficient: bool = True
-    """Halve the resolution before a level's blocks instead of after."""
-    init_kernel_px: int = 3
-    """Size of the first convolution."""
-    patch_px: int = Field(default=1, ge=1)
-    """Side of the pixel blocks that are folded into channels before the U-Net and unfolded after it."""
-    coordinate_bands: int = Field(default=0, ge=0)
-    """Octaves of each pixel's place shown to the network as sine and cosine; 0 shows none."""
-    sketch_regions: int = Field(default=0, ge=0)
-    """Regions of a sketch made of the conditions, which the U-Net is shown and corrects; 0 makes none."""
-    sketch_moves: bool = False
-    """Whether the sketch can shift and stretch what it laid out, so that it is soon drawn elsewhere."""
-    timesteps: int = 1000
-    """T of the noise schedule."""
-    noise_schedule: ScheduleName = "cosine"
-    """Shape of the noise schedule."""
-    log_snr_shift: float = 0.0
-    """Shift of the noise schedule towards more noise (negative), which large flat areas need."""
-    prediction: Prediction = "v"
-    """What the network predicts."""
 
 
 @dataclass(frozen=True)
@@ -93,30 +45,10 @@ class Decoder(nn.Module):
 
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
-        _refuse_misfits(spec)
+        refuse_misfits(spec)
         self.spec = spec
         self.noise_schedule = NoiseSchedule(spec.noise_schedule, spec.timesteps, spec.log_snr_shift)
-        self.unet = Unet(
-            dim=spec.dim,
-            dim_mults=spec.dim_mults,
-            image_embed_dim=spec.image_embed_dim,
-            text_embed_dim=spec.text_width,
-            cond_dim=spec.cond_dim,
-            channels=(6 if spec.sketch_regions else 3) * spec.patch_px**2 + 4 * spec.coordinate_bands,
-            channels_out=3 * spec.patch_px**2,
-            num_resnet_blocks=spec.num_resnet_blocks,
-            self_attn=spec.self_attn,
-            attn_heads=spec.attn_heads,
-            attn_dim_head=spec.attn_dim_head,
-            cond_on_image_embeds=True,
-            cond_on_text_encodings=spec.text_width is not None,
-            max_text_len=spec.max_text_len,
-            memory_efficient=spec.memory_efficient,
-            init_cross_embed=False,
-            init_conv_kernel_size=spec.init_kernel_px,
-        ).to(memory_format=torch.channels_last)
-        if spec.text_width is None:
-            self.unet.null_text_embed.requires_grad_(False)  # never used, and processes wait for its gradient
+        self.unet = _build_unet(spec)
         self.places: Tensor
         places = _places(spec.side_px // spec.patch_px, spec.coordinate_bands)
         self.register_buffer("places", places, persistent=False)
@@ -155,9 +87,10 @@ class Decoder(nn.Module):
         )
 
     def _scaled(self, image_embed: Tensor, text_encodings: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        # a unit vector of D numbers has entries of 1/sqrt(D): bring them to the scale of the other tokens
-        scaled = image_embed * self.spec.image_embed_dim**0.5
-        return scaled, text_encodings if self.spec.text_width is not None else None
+        return (
+            image_embed * self.spec.embed_scale,
+            text_encodings if self.spec.text_width is not None else None,
+        )
 
     def sketched(
         self, image_embed: Tensor, text_encodings: Tensor | None, image_keep: Tensor, text_keep: Tensor
@@ -199,6 +132,54 @@ class Decoder(nn.Module):
         return self.predict(x_t, t, self.conditions(image_embed, text_encodings, image_keep, text_keep))
 
 
+def _build_unet(spec: DecoderSpec) -> Unet:
+    unet = Unet(
+        dim=spec.dim,
+        init_dim=spec.init_dim,
+        dim_mults=spec.dim_mults,
+        image_embed_dim=spec.image_embed_dim,
+        text_embed_dim=spec.text_width,
+        cond_dim=spec.cond_dim,
+        channels=(6 if spec.sketch_regions else 3) * spec.patch_px**2 + 4 * spec.coordinate_bands,
+        channels_out=(6 if spec.learned_variance else 3) * spec.patch_px**2,
+        num_resnet_blocks=spec.num_resnet_blocks,
+        self_attn=spec.self_attn,
+        sparse_attn=spec.sparse_attn,
+        attn_heads=spec.attn_heads,
+        attn_dim_head=spec.attn_dim_head,
+        cosine_sim_self_attn=spec.cosine_sim_self_attn,
+        cosine_sim_cross_attn=spec.cosine_sim_cross_attn,
+        lowres_cond=spec.unet_number > 1,
+        lowres_noise_cond=spec.lowres_noise_cond,
+        self_cond=spec.self_cond,
+        cond_on_image_embeds=spec.image_cond,
+        cond_on_text_encodings=spec.text_width is not None,
+        max_text_len=spec.max_text_len,
+        memory_efficient=spec.memory_efficient,
+        init_cross_embed=spec.init_cross_embed,
+        init_conv_kernel_size=spec.init_kernel_px,
+    )
+    if not spec.attend_at_middle:  # the library has this setting too, and does not read it
+        unet.mid_attn = None
+    if spec.arithmetic == "1.1":
+        for level in unet.downs:
+            for place in (0, 4):
+                if isinstance(level[place], nn.Sequential):
+                    level[place] = _convolved_down(level[place][1])
+    # what is never used gets no gradient, for which several processes would wait
+    unused = [] if spec.text_width is not None else [unet.null_text_embed]
+    if not spec.image_cond:
+        unused += [unet.null_image_embed, unet.null_image_hiddens]
+    for weight in unused:
+        weight.requires_grad_(False)
+    return unet.to(memory_format=torch.channels_last)
+
+
+def _convolved_down(unshuffled: nn.Conv2d) -> nn.Conv2d:
+    # before release 1.10 a level was halved by a convolution of 4 x 4, where it is a pixel-unshuffle now
+    return nn.Conv2d(unshuffled.in_channels // 4, unshuffled.out_channels, 4, stride=2, padding=1)
+
+
 def _places(side: int, bands: int) -> Tensor:
     """Sine and cosine of each place, (1, 4 bands, side, side): half a period a side, then octaves."""
     grid = (torch.arange(side) + 0.5) / side
@@ -209,41 +190,6 @@ def _places(side: int, bands: int) -> Tensor:
         for wave in (torch.sin, torch.cos)
     ]
     return torch.stack(waves)[None] if waves else torch.zeros(1, 0, side, side)
-
-
-def _refuse_misfits(spec: DecoderSpec) -> None:
-    levels = len(spec.dim_mults)
-    block_px = spec.patch_px * 2 ** (levels if spec.memory_efficient else levels - 1)
-    if spec.side_px % block_px:
-        raise ConfigError(
-            f"model.scratch.side_px: found {spec.side_px}, expected a multiple of {block_px}, which "
-            f"patch_px and the {levels} levels of dim_mults halve it to; change one of the three."
-        )
-    if len(spec.self_attn) != levels:  # the library would drop the levels without a partner, silently
-        raise ConfigError(
-            f"model.scratch.self_attn: found {len(spec.self_attn)} values, expected {levels}, one a level of "
-            "dim_mults; add or remove some."
-        )
-    if spec.dim % 8:
-        raise ConfigError(
-            f"model.scratch.dim: found {spec.dim}, expected a multiple of 8, the groups of a norm; change it."
-        )
-    if spec.sketch_regions and spec.side_px % 8:
-        raise ConfigError(
-            f"model.scratch.side_px: found {spec.side_px}, expected a multiple of 8 for a sketch; change it "
-            "or set sketch_regions to 0."
-        )
-    if spec.sketch_regions and spec.prediction != "x_start":
-        raise ConfigError(
-            f'model.scratch.prediction: found "{spec.prediction}", expected "x_start" with a sketch, which '
-            "is a guess at x_0; change it or set sketch_regions to 0."
-        )
-    # the library takes equal widths for "nothing to project" and then has one token, not four
-    if spec.cond_dim == spec.image_embed_dim:
-        raise ConfigError(
-            f"model.scratch.cond_dim: found {spec.cond_dim}, the width of CLIP's embeddings, expected "
-            "any other, because the library's U-Net breaks at this one; take a narrower one."
-        )
 
 
 @torch.no_grad()
