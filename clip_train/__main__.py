@@ -18,23 +18,14 @@ def check(config: ClipTrainConfig) -> None:
 
 def main(config: ClipTrainConfig) -> None:
     """Train, or go on; then choose what is kept, and report."""
-    from clip_train.finish import finish
-    from clip_train.memory import check_memory
-    from clip_train.stage import ClipStage
-    from crest.loop import fit
+    from clip_train.page import PAGE
+    from clip_train.train import train
     from crest.world import open_world
 
     world = open_world(config.run.device, config.run.precision)
-    recipe = config.model_dump(mode="json", exclude={"schema_"})
-    stage = ClipStage(config, world)
-    first = next(stage.batches("train", world, 0))
-    check_memory(stage.model().to(world.device), first, world)
+    path = train(config, world)
     if world.is_main:
-        print(f"{config.run.dir}: {stage.told()}", file=sys.stderr)
-    path = fit(stage, config.run, stage.optim, recipe=recipe, world=world, export_best=True)
-    if world.is_main:
-        page = finish(stage, config.run.dir, world)
-        print(f"CLIP: {path}; {page} shows it")
+        print(f"CLIP: {path}; {config.run.dir / PAGE} shows it")
     world.barrier()
 
 

@@ -72,5 +72,5 @@ def _check_room(path: Path, needed: int) -> None:
     if needed > free:
         raise DataError(
             f"{path.parent}: needs {needed / 1e9:.1f} GB for kept activations and has {free / 1e9:.1f} GB; "
-            "lower data.views, take model.mode lora, or name shards on a larger disk."
+            "lower data.views, take model.mode lora, or make room there."
         )

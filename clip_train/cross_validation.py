@@ -2,15 +2,17 @@
 
 `<run.dir>/folds/fold-<n>/` is a whole run with `held_out.json` beside it; `<run.dir>/folds/folds.json` and
 `index.html` sum up. What a fold learns from is copied to its folder while it trains, a logo at a time, so
-that it is read from disk like any split, and removed afterwards.
+that it is read from disk like any split. The copies, and what locked layers made of them, are removed once
+the fold is judged; a fold that was stopped finds them again.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,17 +22,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clip_train.config import ClipDataConfig, ClipTrainConfig
-from clip_train.data import ClipData
-from clip_train.finish import finish
+from clip_train.data import ACTIVATIONS, ClipData
+from clip_train.finish import REPORT, RefusedError
 from clip_train.folds import FoldsConfig, parts_of
 from clip_train.folds_page import write_folds_page
-from clip_train.memory import check_memory
 from clip_train.modes import WHOLE_SET
 from clip_train.positives import positives
 from clip_train.retrieval import Ranks, gain, rank_metrics, retrieval_ranks
-from clip_train.stage import VALIDATED, ClipStage, starting_model
+from clip_train.stage import VALIDATED, starting_model
+from clip_train.train import train
 from crest.errors import RunError
-from crest.loop import WATCHED, fit
+from crest.loop import WATCHED
 from crest.models.clip import ClipModel, load_clip_model
 from crest.pixels import Pictures, open_pictures
 from crest.records import SPLITS, Split, hash_of, read_json, write_json
@@ -38,6 +40,8 @@ from crest.world import World
 
 HELD_OUT: Final = "held_out.json"
 FOLDS: Final = "folds.json"
+PICTURES: Final = "pictures"
+"""The folder of a fold's copies."""
 LEARNED: Final[tuple[Split, ...]] = tuple(split for split in SPLITS if split != "test")
 
 
@@ -46,7 +50,7 @@ class Fold:
     """The pictures of one fold."""
 
     train: Pictures
-    """at the size that training wants, which crops may be cut out of"""
+    """at the size that training wants, which crops may be cut out of; `damaged` is of all three"""
     val: Pictures
     """choose the best step; at the model's size, as are those below"""
     held_out: Pictures
@@ -80,7 +84,8 @@ def open_fold(
             ("held_out", side_px, parts.held_out),
         )
     }
-    return Fold(**chosen)
+    damaged = sum((Counter(source.damaged) for source in sizes[side_px]), Counter[str]())
+    return Fold(**{**chosen, "train": replace(chosen["train"], damaged=damaged)})
 
 
 def select(sources: Sequence[Pictures], numbers: NDArray[np.int64], path: Path) -> Pictures:
@@ -174,19 +179,23 @@ def _train_and_judge(config: FoldsConfig, number: int, folder: Path, made_from: 
         number,
         side_px=start.side_px,
         train_px=ClipData.kept_px(config.data, start),
-        folder=folder / "pictures",
+        folder=folder / PICTURES,
     )
     own = fold_config(config, folder, len(fold.train), world)
     if world.is_main:
         print(f"{folder}: {len(fold.train)} logos teach, {len(fold.val)} choose, {len(fold.held_out)} judge")
-    stage = ClipStage(own, world, (fold.train, fold.val))
-    check_memory(stage.model().to(world.device), next(stage.batches("train", world, 0)), world)
-    recipe = own.model_dump(mode="json", exclude={"schema_"}) | {
-        "folds": {**config.folds.model_dump(mode="json"), "fold": number}
-    }
-    fit(stage, own.run, stage.optim, recipe=recipe, world=world, export_best=True)
+    refused = None
+    try:
+        train(
+            own,
+            world,
+            pictures=(fold.train, fold.val),
+            activations=folder / ACTIVATIONS,
+            folds={**config.folds.model_dump(mode="json"), "fold": number},
+        )
+    except RefusedError as error:
+        refused = error.why
     if world.is_main:
-        refused = _promoted(stage, folder, world)
         before = held_out_ranks(start, fold.held_out, own.data, world)
         after = before
         if refused is None:
@@ -194,7 +203,7 @@ def _train_and_judge(config: FoldsConfig, number: int, folder: Path, made_from: 
         result = {
             "fold": number,
             "made_from": made_from,
-            "mode": stage.mode,
+            "mode": read_json(folder / REPORT)["mode"],
             "train": len(fold.train),
             "val": len(fold.val),
             "held_out": len(fold.held_out),
@@ -203,7 +212,9 @@ def _train_and_judge(config: FoldsConfig, number: int, folder: Path, made_from: 
             "ids": fold.held_out.ids,
             "ranks": {"before": _plain(before), "after": _plain(after)},
         }
-        shutil.rmtree(folder / "pictures")
+        for own_folder in (folder / PICTURES, folder / ACTIVATIONS):
+            if own_folder.exists():
+                shutil.rmtree(own_folder)
         write_json(folder / HELD_OUT, result)
 
 
@@ -220,20 +231,6 @@ def fold_config(config: FoldsConfig, folder: Path, pairs: int, world: World) -> 
         optim=optim.model_copy(update={"batch_size": batch_size}),
         judge=config.judge,
     )
-
-
-def _promoted(stage: ClipStage, folder: Path, world: World) -> str | None:
-    """Finish a fold's run; why its weights may not take the start's place, or None when they may."""
-    try:
-        finish(stage, folder, world)
-    except RunError:
-        refused = (
-            read_json(folder / "report.json").get("refused") if (folder / "report.json").exists() else None
-        )
-        if refused is None:
-            raise
-        return str(refused)
-    return None
 
 
 @torch.no_grad()

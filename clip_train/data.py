@@ -29,6 +29,8 @@ from crest.pixels import Pictures, batch_numbers, open_pictures
 from crest.records import hash_of
 from crest.world import Draw, World
 
+ACTIVATIONS: Final = "activations"
+"""The folder of what locked layers made, beside the shards or in a fold's own."""
 _NOISE: Final = 2
 _VIEW: Final = 3
 """Purposes of draws, beside those of crest/augment.py."""
@@ -80,7 +82,8 @@ class ClipData:
         self._tokens = model.tokenizer(captions)
         self._crop = model.crop
         self.positives = self._alike(self.train)
-        self._val_tokens = model.tokenizer(model.fit_texts(self.val.captions)[0])
+        captions, self.cut_held_out = model.fit_texts(self.val.captions)
+        self._val_tokens = model.tokenizer(captions)
         self._images: list[Tensor] = []
         self._states: Tensor | None = None
         self._val_images: Tensor | None = None
@@ -100,8 +103,14 @@ class ClipData:
         numbers = np.arange(min(len(self.val), self.config.validate_samples))
         return self._alike(self.val).matrix(numbers, numbers)
 
-    def keep_activations(self, seed: int, world: World) -> None:
-        """Compute what lies below the model's cuts, once; batches and held-out pairs then are that."""
+    def keep_activations(self, seed: int, world: World, folder: Path | None = None) -> None:
+        """Compute what lies below the model's cuts, once; batches and held-out pairs then are that.
+
+        Args:
+            seed: of the views.
+            world: its first process computes, the others read.
+            folder: where they are kept; by default beside the shards, for every run to find.
+        """
         model, cuts = self._model, self._model.cuts
         if cuts == Cuts():
             return
@@ -110,7 +119,7 @@ class ClipData:
         was_training = model.training
         model.eval().to(world.device)
         locked = hash_of(base_hash(model), world.precision, vars(cuts))
-        folder = self.config.shards.parent / "activations"
+        folder = folder or self.config.shards.parent / ACTIVATIONS
         if cuts.image is not None:
             for view in range(self.config.views):
                 shown = self._shown(seed, view)

@@ -6,6 +6,7 @@ no later step finds them.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +28,19 @@ BEST: Final = "best.safetensors"
 REFUSED: Final = "refused"
 
 
+class RefusedError(RunError):
+    """The weights of a finished training moved too far from what they knew.
+
+    Args:
+        run_dir: of the run.
+        why: one sentence.
+    """
+
+    def __init__(self, run_dir: Path, why: str) -> None:
+        super().__init__(f"{run_dir}: {why}")
+        self.why = why
+
+
 def finish(stage: ClipStage, run_dir: Path, world: World) -> Path:
     """Choose between start and tuned weights, write report.json and the page; does nothing a second time.
 
@@ -37,7 +51,7 @@ def finish(stage: ClipStage, run_dir: Path, world: World) -> Path:
     Returns:
         the page.
     Raises:
-        RunError: the weights moved too far from what they knew.
+        RefusedError: the weights moved too far from what they knew.
     """
     report = run_dir / REPORT
     if report.exists() and (run_dir / WEIGHTS).exists() and not read_json(report).get("refused"):
@@ -62,7 +76,7 @@ def finish(stage: ClipStage, run_dir: Path, world: World) -> Path:
         _set_aside(run_dir)
         write_json(report, _report(stage, before, None, swept, limit, refused=swept.refused))
         write_page(run_dir)
-        raise RunError(f"{run_dir}: {swept.refused}")
+        raise RefusedError(run_dir, swept.refused)
     after, moved = _judged(stage, model, world), stage.drifted(model) if is_tuned else {}
     result = _adapted(stage, run_dir, swept.alpha, world) if (run_dir / f"best.{ADAPTER}").exists() else model
     if stage.is_bias_lent:
@@ -123,9 +137,21 @@ def _report(
         "alpha": swept.alpha,
         "stopped_early_at": last if last < run.steps else None,
         "max_drift": limit,
-        "dropped": {"captions_cut": stage.data.cut_captions},
+        "dropped": _dropped(stage),
         "preview_captions": stage.data.val.captions[:PREVIEW_ROWS],
         **more,
+    }
+
+
+def _dropped(stage: ClipStage) -> dict[str, int]:
+    """What did not take part as it is, by reason: words, pairs, damaged samples, and pairs as negatives."""
+    data = stage.data
+    return {
+        "captions_cut": data.cut_captions,
+        "held_out_captions_cut": data.cut_held_out,
+        "held_out_not_compared": len(data.val) - len(stage.groups),
+        **(Counter(data.train.damaged) + Counter(data.val.damaged)),
+        **{f"negatives_with_{kind}": count for kind, count in data.positives.counts().items()},
     }
 
 

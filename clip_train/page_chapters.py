@@ -188,6 +188,7 @@ def dropped(run: Run) -> str:
         (text(str(reason).replace("_", " ")), plain(count), where)
         for where, counts in sources.items()
         for reason, count in counts.items()
+        if count
     ]
     if not rows:
         return ""

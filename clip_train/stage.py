@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ class ClipStage:
         config: of the run.
         world: computes the activations that a mode keeps; None: the one that the config asks for.
         pictures: train and val pictures, where they are not the shards' own splits (folds).
+        activations: folder for those that a mode keeps; None: the one beside the shards.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class ClipStage:
         config: ClipTrainConfig,
         world: World | None = None,
         pictures: tuple[Pictures, Pictures] | None = None,
+        activations: Path | None = None,
     ) -> None:
         world = world or open_world(config.run.device, config.run.precision)
         self.config = config
@@ -62,7 +65,7 @@ class ClipStage:
         self.is_bias_lent = config.model.loss == "siglip" and _give_bias(self._model)
         torch.manual_seed(config.run.seed)  # what adapters begin with
         self._model.cuts = prepare(self._model, config.model, self.mode)
-        self.data.keep_activations(config.run.seed, world)
+        self.data.keep_activations(config.run.seed, world, activations)
 
     def told(self) -> str:
         """What is trained and why, in one line."""

@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -44,6 +44,8 @@ class Pictures:
     shards_hash: str
     several: Mapping[int, tuple[tuple[str, float], ...]] = field(default_factory=dict)
     """number of each picture that has several captions -> all of them and their weights, heaviest first"""
+    damaged: Mapping[str, int] = field(default_factory=dict)
+    """reason -> samples of the split that are left out because they are damaged"""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -77,9 +79,10 @@ def open_pictures(folder: Path, split: Split, side_px: int, max_damaged_share: f
     stem = f"{split}-{side_px}-{manifest.hash}"
     index_path, pixel_path = cache / f"{stem}.json", cache / f"{stem}.u8"
     expected = manifest.counts.get(split, 0)
+    noted = index_path.with_suffix(".damaged.json")
     if not index_path.exists():
         _decode_split(folder, split, side_px, expected, index_path, pixel_path, Tolerance(max_damaged_share))
-    elif (noted := index_path.with_suffix(".damaged.json")).exists():
+    elif noted.exists():
         tolerance = Tolerance(max_damaged_share)
         for problem in read_json(noted):
             tolerance.take(Problem(**problem), expected, folder)
@@ -99,7 +102,16 @@ def open_pictures(folder: Path, split: Split, side_px: int, max_damaged_share: f
             for number, row in enumerate(rows)
             if "captions" in row
         },
+        _damage(noted),
     )
+
+
+def _damage(noted: Path) -> Counter[str]:
+    """Reason -> samples, of the problems that decoding noted."""
+    damaged: Counter[str] = Counter()
+    for problem in read_json(noted) if noted.exists() else ():
+        damaged[problem["reason"]] += problem["samples"]
+    return damaged
 
 
 def _decode_split(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from safetensors.torch import load_file
 from crest.adapters import load_adapter
 from crest.errors import CrestError
 from crest.models.clip import load_clip, load_clip_model
+from crest.shards import read_samples, write_shards
 
 Command = Callable[..., int]
+KINDS = ("equal_captions", "near_captions", "equal_pictures", "near_pictures")
 
 
 def tuned(tiny_world: Any, run_dir: Path, **changes: Any) -> dict[str, Any]:
@@ -124,6 +127,32 @@ def test_siglip_lends_a_bias_and_takes_it_back(
     start = load_file(tiny_world.folder / "runs" / "clip_train" / "weights.safetensors")
     assert load_file(tmp_path / "run" / "weights.safetensors").keys() == start.keys()
     load_clip(tmp_path / "run")
+
+
+def test_all_that_did_not_take_part_is_counted_and_shown(
+    tiny_world: Any, tmp_path: Path, command: Command
+) -> None:
+    splits: Any = {split: list(read_samples(tiny_world.shards, split)) for split in ("train", "val")}
+    train, val = splits["train"], splits["val"]
+    for split, place in (("train", 3), ("train", 9), ("val", 1)):
+        splits[split][place] = replace(splits[split][place], image=splits[split][place].image[:-30])
+    train[0], train[1] = replace(train[0], caption="crest"), replace(train[1], caption="Crest ")
+    write_shards(tmp_path / "data" / "shards", splits, samples_per_shard=99, parents={})
+    data = {"data__shards": tmp_path / "data" / "shards", "data__max_damaged_share": 0.2}
+    for name in ("first", "second"):  # which finds the pictures decoded
+        config = tuned(tiny_world, tmp_path / name, **data, data__validate_samples=5, model__mode="features")
+        assert command("clip_train", config, tmp_path) == 0
+        dropped = report(tmp_path / name)["dropped"]
+        assert dropped["broken_picture"] == 3
+        assert dropped["captions_cut"] == len(train) - 2 - 2  # all but the short ones and the damaged
+        assert dropped["held_out_captions_cut"] == len(val) - 1
+        assert dropped["held_out_not_compared"] == len(val) - 1 - 5
+        assert dropped["negatives_with_equal_captions"] >= 1
+        assert {f"negatives_with_{kind}" for kind in KINDS} < set(dropped)
+        page = (tmp_path / name / "index.html").read_text(encoding="utf-8")
+        for reason, count in dropped.items():
+            row = f'<th scope="row">{reason.replace("_", " ")}</th><td class="number">{count}</td>'
+            assert (row in page) is (count > 0), reason
 
 
 def test_training_stops_when_nothing_gets_better(

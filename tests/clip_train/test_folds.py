@@ -4,6 +4,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from clip_train.retrieval import rank_metrics
 from crest.config import load_config
 from crest.errors import ConfigError, DataError
 from crest.pixels import open_pictures
+from crest.shards import read_samples, write_shards
 from crest.world import World, open_world
 
 UNEVEN = [f"club {number}" for number in range(40) for _ in range(1 + number % 5)]  # 40 groups, 120 samples
@@ -114,8 +116,6 @@ def test_selected_pictures_are_those_of_their_numbers(tiny_world: Any, tmp_path:
 
 
 def test_several_captions_go_with_their_picture(tiny_world: Any, tmp_path: Path) -> None:
-    from dataclasses import replace
-
     from clip_train.cross_validation import select
 
     source = replace(open_pictures(tiny_world.shards, "val", 16), several={5: (("a", 1.0), ("b", 0.5))})
@@ -205,6 +205,51 @@ def test_what_judges_a_fold_neither_taught_nor_chose(
     assert rank_metrics(ranks)["chance_r_at_1"] >= 1 / len(fold.held_out)
     card = json.loads((run / "weights.json").read_text(encoding="utf-8"))
     assert card["recipe"]["folds"] == {"k": 3, "seed": 0, "fold": 2}
+
+
+def test_a_folds_kept_activations_serve_until_it_is_judged_and_go_with_it(
+    tiny_world: Any, tmp_path: Path, command: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = tmp_path / "data" / "shards"
+    shutil.copytree(tiny_world.shards, shards)
+    start = {"model__scratch": None, "model__start": str(tiny_world.folder / "runs" / "clip_train")}
+    config = folds_config(tiny_world, tmp_path / "run", **start, data__shards=shards, model__mode="features")
+    with monkeypatch.context() as patched:  # stopped when fold 0 is trained and not judged
+        patched.setattr("clip_train.cross_validation.held_out_ranks", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            command("clip_train.folds", config, tmp_path)
+    kept = tmp_path / "run" / "folds" / "fold-0" / "activations"
+    assert len(list(kept.iterdir())) == 4  # pictures and captions of train and val
+    (
+        tmp_path / "run" / "folds" / "fold-0" / "weights.json"
+    ).unlink()  # stopped still earlier: it trains again
+    computed: list[Path] = []
+    with monkeypatch.context() as patched:
+        replaced = Path.replace
+
+        def seen(path: Path, target: Path) -> Path:
+            computed.append(Path(target))
+            return replaced(path, target)
+
+        patched.setattr(Path, "replace", seen)
+        assert command("clip_train.folds", config, tmp_path) == 0
+    folders = [path.parent.parent.name for path in computed if path.parent.name == "activations"]
+    assert Counter(folders) == {"fold-1": 4, "fold-2": 4}  # those of fold 0 were found
+    assert not list((tmp_path / "run").rglob("activations"))
+    assert not (tmp_path / "data" / "activations").exists()
+
+
+def test_folds_count_what_is_damaged(tiny_world: Any, tmp_path: Path) -> None:
+    from clip_train.cross_validation import open_fold
+
+    splits: Any = {split: list(read_samples(tiny_world.shards, split)) for split in ("train", "val")}
+    for samples in splits.values():
+        samples[1] = replace(samples[1], image=samples[1].image[:-30])
+    write_shards(tmp_path / "data" / "shards", splits, samples_per_shard=99, parents={})
+    data = ClipDataConfig(shards=tmp_path / "data" / "shards", max_damaged_share=0.2)
+    fold = open_fold(data, 3, 0, 1, side_px=16, train_px=18, folder=tmp_path / "fold")
+    assert fold.train.damaged == {"broken_picture": 2}
+    assert fold.val.damaged == fold.held_out.damaged == {}
 
 
 def test_folds_of_another_recipe_are_refused(
