@@ -6,9 +6,11 @@ fetched twice and nothing lost, whenever the run is killed: an answer is in the 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
+from itertools import pairwise
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -98,9 +100,13 @@ class _Crawler:
         self._config, self._site, self._frontier = config, site, frontier
         self._fetcher, self._started = fetcher, started
         self._agent = product_token(config.fetch.user_agent)
-        self._next_best: dict[str, str] = {}
+        self._next_best: defaultdict[str, list[Visit]] = defaultdict(list)
+        """address of a picture -> what the cards that show it have in its place"""
+        self._failed: set[str] = set()
         for outcome in frontier.outcomes():
-            if outcome.purpose != "image" and outcome.result:
+            if outcome.reason:
+                self._failed.add(outcome.url)
+            elif outcome.purpose != "image":
                 self._note_choices(found_from_json(outcome.result).cards)
 
     def visit_all(self) -> None:
@@ -168,16 +174,22 @@ class _Crawler:
             home = _place(self._config.source.root_url)
             if isinstance(refusal, Unreachable) and _place(refusal.url) == home:  # not where it redirects to
                 raise FetchError(str(refusal)) from None
-            instead = self._next_best.get(visit.url)
-            self._frontier.failed(visit, refusal.reason, [Visit(instead, "image")] if instead else [])
+            self._failed.add(visit.url)
+            self._frontier.failed(visit, refusal.reason, self._next_best.get(visit.url, ()))
             return
         if visit.purpose != "image":
-            self._note_choices(found_from_json(result).cards)
+            follow = [*follow, *self._note_choices(found_from_json(result).cards)]
         self._frontier.done(visit, result, follow)
 
-    def _note_choices(self, cards: Iterable[Card]) -> None:
+    def _note_choices(self, cards: Iterable[Card]) -> list[Visit]:
+        """Note what each card has in place of a picture that fails; returns what is wanted already."""
+        wanted: list[Visit] = []
         for card in cards:
-            self._next_best.update(zip(card.image_urls, card.image_urls[1:], strict=False))
+            for url, instead in pairwise(card.image_urls):
+                self._next_best[url].append(Visit(instead, "image"))
+                if url in self._failed:
+                    wanted.append(self._next_best[url][-1])
+        return wanted
 
 
 def _place(url: str) -> tuple[str | None, int | None]:

@@ -192,9 +192,10 @@ class Shelf:
             "timeout_s": 5,
             "retries": 1,
         }
+        source = {"site": "sportslogohistory", "url": self.url, "targets": ["league-primary-logo/"]}
         values: dict[str, Any] = {
             "data": {"dir": str(self.dir)},
-            "source": {"site": "sportslogohistory", "url": self.url, "targets": ["league-primary-logo/"]},
+            "source": {**source, **sections.pop("source", {})},
             "fetch": {**fetch, **sections.pop("fetch", {})},
             **sections,
         }

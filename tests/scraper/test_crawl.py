@@ -46,6 +46,25 @@ def test_thumbnail_is_taken_when_the_full_size_is_gone(server, shelf, as_card, d
     assert server.requests["/up/a_1990.png"] == 1
 
 
+@pytest.mark.parametrize("late_s", [0.0, 0.3])
+def test_cards_that_share_a_lost_full_size_each_keep_their_own_thumbnail(
+    server, shelf, as_card, draw, as_png, late_s
+):
+    pages = {
+        "league-primary-logo/": ("a_1990-150x150.png", "A"),
+        "league-wordmark-logo/": ("a_1990-90x90.png", "B"),
+    }
+    for number, (page, (name, title)) in enumerate(pages.items()):
+        server.say(f"/up/{name}", as_png(draw(number + 1)))
+        server.say(
+            f"/{page}", as_card(name, title), wait_s=number * late_s
+        )  # late: the loss is known by then
+    collect(shelf.config(source={"targets": list(pages)}))
+    found = {record.title: record.image_url for record in read_records(shelf.dir / "records.jsonl")}
+    assert found == {title: f"{server.url}/up/{name}" for name, title in pages.values()}
+    assert server.requests["/up/a_1990.png"] == 1
+
+
 def test_finished_crawl_run_again_asks_nothing_and_says_so(league, server, shelf, capsys):
     league(2)
     collect(shelf.config())
