@@ -5,14 +5,15 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import threading
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
+from tests.loopback import Loopback, Quiet
 
-class HubServer:
+
+class HubServer(Loopback):
     """Repositories by name; each has one commit, also under "main" and the tags given.
 
     Args:
@@ -39,44 +40,24 @@ class HubServer:
         self.requests: Counter[str] = Counter()
         outer = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
+        class Handler(Quiet, BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 outer.requests[f"{self.command} {self.path}"] += 1
-                self._send(*outer.answer(self.path.partition("?")[0]))
+                self.say(*outer.answer(self.path.partition("?")[0]))
 
             def do_POST(self) -> None:
                 outer.requests[f"{self.command} {self.path}"] += 1
                 content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 known = self.headers.get("Authorization") == f"Bearer {outer.token}"
-                self._send(*outer.take(self.path.partition("?")[0], content, known))
+                self.say(*outer.take(self.path.partition("?")[0], content, known))
 
             def do_PUT(self) -> None:
                 self.do_POST()
 
-            def _send(self, status: int, headers: dict[str, str], body: bytes) -> None:
-                self.send_response(status)
-                for name, value in headers.items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                if self.command != "HEAD":
-                    self.wfile.write(body)
-
             def do_HEAD(self) -> None:
                 self.do_GET()
 
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        super().__init__(Handler)
 
     @staticmethod
     def commit(folder: Path) -> str:
@@ -184,11 +165,3 @@ class HubServer:
         files = [{"rfilename": path.name} for path in sorted(folder.iterdir())]
         value = {"id": name, "modelId": name, "sha": self.commit(folder), "siblings": files, "tags": []}
         return 200, {"Content-Type": "application/json"}, json.dumps(value).encode()
-
-    def __enter__(self) -> HubServer:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()

@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw
 from scraper.cache import Cache
 from scraper.config import FetchConfig, ScraperConfig
 from scraper.fetch import Fetcher
+from tests.loopback import Loopback, Quiet
 
 
 def png(picture: Image.Image) -> bytes:
@@ -56,7 +57,7 @@ class Said:
     wait_s: float = 0.0
 
 
-class Server:
+class Server(Loopback):
     """Answers each path from its script; the last answer of a script repeats, unknown paths are 404."""
 
     def __init__(self) -> None:
@@ -71,8 +72,7 @@ class Server:
         self._lock = threading.Lock()
         outer = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
+        class Handler(Quiet, BaseHTTPRequestHandler):
             wbufsize = 1 << 16
 
             def do_GET(self) -> None:
@@ -100,17 +100,11 @@ class Server:
                     self.wfile.write(said.content[: said.cut_to])
                 self.close_connection = said.cut_to is not None
 
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        class Quiet(ThreadingHTTPServer):
-            daemon_threads = True
-
+        class Forgiving(ThreadingHTTPServer):
             def handle_error(self, *_: Any) -> None:
                 """A client that hangs up is no news."""
 
-        self._server = Quiet(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+        super().__init__(Handler, Forgiving)
 
     def _next(self, path: str, headers: dict[str, str]) -> Said:
         with self._lock:
@@ -131,18 +125,6 @@ class Server:
         kind = "text/html" if isinstance(content, str) else "image/png"
         headers = {"Content-Type": kind, **rest.pop("headers", {})}
         self.script.setdefault(path, []).append(Said(body, status, headers, **rest))
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
-
-    def __enter__(self) -> Server:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
 
 @pytest.fixture
