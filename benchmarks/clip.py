@@ -184,7 +184,8 @@ def step_of(stage: ClipStage, world: World) -> Step:
 
     from crest.ema import Ema
     from crest.learning_rate import learning_rate, set_learning_rate
-    from crest.loop import _train_step, build_optimizer
+    from crest.loop import _train_step
+    from crest.optimizers import build_optimizer
 
     plain = stage.model().to(world.device)
     run, optim = stage.config.run, stage.optim

@@ -184,5 +184,5 @@ def _decay_tower(tower: Tower, decay: float, cut: int) -> None:
 
 
 def set_share(weight: nn.Parameter, share: float) -> None:
-    """Note a parameter's share of the learning rate, which `crest.loop.build_optimizer` heeds."""
+    """Note a parameter's share of the learning rate, which `crest.optimizers.build_optimizer` heeds."""
     weight.lr_scale = share  # type: ignore[attr-defined]

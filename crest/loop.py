@@ -33,13 +33,17 @@ from crest.ema import Ema
 from crest.errors import RunError
 from crest.interruption import heed
 from crest.learning_rate import learning_rate, set_learning_rate
+from crest.optimizers import build_optimizer
 from crest.records import Split, read_json, write_json
 from crest.tracker import Tracker
 from crest.world import World, mix_seed, open_world
 
 Metrics = Mapping[str, float]
 Batch = TypeVar("Batch")
-WATCHED = frozenset(("run.dir", "run.log_every", "run.preview_every", "run.save_every", "run.device"))
+WATCHED = frozenset(
+    f"run.{name}"
+    for name in ("dir", "log_every", "preview_every", "save_every", "device", "device_memory_gb")
+) | {"optim.ema_device"}
 """Settings that say where and how finely a run is watched, not what it is."""
 
 
@@ -205,22 +209,6 @@ def _start(stage: Stage[Any], run: RunConfig, optim: OptimConfig, world: World) 
     if load_state(run.dir, state) and world.is_main:
         print(f"{run.dir}: going on from step {state.step} of {run.steps}", file=sys.stderr)
     return state
-
-
-def build_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW with weight decay on matrices only (norms, biases and single vectors are left alone).
-
-    A parameter with an attribute `lr_scale` learns at that share of the rate.
-    """
-    groups: dict[tuple[bool, float], dict[str, Any]] = {}
-    for weight in model.parameters():
-        if weight.requires_grad:
-            key = (weight.ndim >= 2, getattr(weight, "lr_scale", 1.0))
-            decay = optim.weight_decay if weight.ndim >= 2 else 0.0
-            group = groups.setdefault(key, {"params": [], "weight_decay": decay, "lr_scale": key[1]})
-            group["params"].append(weight)
-    ordered = [groups[key] for key in sorted(groups, reverse=True)]
-    return torch.optim.AdamW(ordered, lr=optim.lr, betas=optim.betas, fused=True)
 
 
 def _train_step(

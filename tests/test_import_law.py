@@ -19,6 +19,7 @@ MAX_LINES = 400
 DOORS = {
     "webdataset": ("crest/tars.py",),
     "accelerate": ("crest/world.py",),
+    "bitsandbytes": ("crest/optimizers.py",),
     "tensorboard": ("crest/tracker.py",),
     "torch.utils.tensorboard": ("crest/tracker.py",),
     "open_clip": (

@@ -15,9 +15,10 @@ from clip_train.modes import FEW, LEARNING_RATES, SOME, WHOLE_SET, choose_mode, 
 from clip_train.stage import ClipStage
 from crest.adapters import ADAPTER, is_adapted
 from crest.errors import ConfigError
-from crest.loop import build_optimizer, fit
+from crest.loop import fit
 from crest.models.clip import load_clip
 from crest.models.clip_towers import DONE, HEAD, Cuts, image_tower, text_tower
+from crest.optimizers import build_optimizer
 from crest.world import open_world
 
 MODES = ("features", "lit", "lora", "top_k", "full")
@@ -189,10 +190,11 @@ def test_rates_fall_from_block_to_block(tiny_world: Any, tmp_path: Path) -> None
     assert shares["clip.token_embedding.weight"] == 0.5 ** (text_tower(model.clip).depth + 1)
 
 
-@pytest.mark.parametrize("mode", ["full", "top_k", "lit", "features", "lora"])
-def test_locked_statistics_do_not_drift(tiny_world: Any, tmp_path: Path, mode: str) -> None:
-    """open_clip's --lock-image leaves the batch norms of a ResNet learning."""
-    config = tiny_world.config("clip_train", tmp_path / "first")
+@pytest.fixture(scope="module")
+def resnet(tiny_world: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a tiny ResNet that was trained from nothing."""
+    folder = tmp_path_factory.mktemp("resnet") / "first"
+    config = tiny_world.config("clip_train", folder)
     spec = json.loads(json.dumps(config["model"]["scratch"]))
     spec["custom"]["vision_cfg"] = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 8}
     values = {**config, "model": {"scratch": spec}}
@@ -200,8 +202,14 @@ def test_locked_statistics_do_not_drift(tiny_world: Any, tmp_path: Path, mode: s
         ClipTrainConfig.model_validate_json(json.dumps(values, default=str)), open_world("cpu", "fp32")
     )
     fit(first, first.config.run, first.optim, recipe={}, world=open_world("cpu", "fp32"))
-    made, path = trained(tiny_world, tmp_path / "run", mode, model__start=str(tmp_path / "first"))
-    before, after = load_file(tmp_path / "first" / "weights.safetensors"), load_file(path)
+    return folder
+
+
+@pytest.mark.parametrize("mode", ["full", "top_k", "lit", "features", "lora"])
+def test_locked_statistics_do_not_drift(tiny_world: Any, resnet: Path, tmp_path: Path, mode: str) -> None:
+    """open_clip's --lock-image leaves the batch norms of a ResNet learning."""
+    made, path = trained(tiny_world, tmp_path / "run", mode, model__start=str(resnet))
+    before, after = load_file(resnet / "weights.safetensors"), load_file(path)
     statistics = [name for name in before if "running_" in name or "num_batches" in name]
     assert statistics
     assert all(torch.equal(before[name], after[name]) for name in statistics)

@@ -28,8 +28,8 @@ from crest.checkpoint import (
 from crest.config import OptimConfig
 from crest.ema import Ema
 from crest.errors import RunError, WeightsError
-from crest.loop import build_optimizer
 from crest.models.prior import PriorSpec
+from crest.optimizers import build_optimizer
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIM = OptimConfig(lr=0.01, batch_size=1)

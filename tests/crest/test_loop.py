@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from crest.errors import DataError, RunError
-from crest.loop import build_optimizer
+from crest.optimizers import build_optimizer
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(Path(__file__).parent))
