@@ -166,7 +166,7 @@ def _made_from(config: FoldsConfig) -> str:
     settings = config.model_dump(mode="json", exclude={"schema_"})
     for name in WATCHED:
         section, _, field = name.partition(".")
-        settings[section].pop(field)
+        settings[section].pop(field, None)  # not every room has every setting
     return hash_of(settings, read_json(config.data.shards / "manifest.json")["hash"])
 
 
