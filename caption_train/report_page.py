@@ -6,7 +6,6 @@ One file that asks for nothing: pictures and style lie inside. Shows what report
 from __future__ import annotations
 
 import base64
-import html
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -17,10 +16,11 @@ from caption_train.report_config import CHANCE, ReportConfig
 from caption_train.report_scores import LOWER_IS_BETTER, SHARES, TITLES, Figure
 from crest.colours import COLOUR_WORDS, SPELLINGS
 from crest.images import decode, square
+from crest.page import document, scroll
+from crest.page import text as _text
 from crest.wording import colours_of, content_words, stem
 
 STYLE: Final = Path(__file__).with_name("report.css")
-POLICY: Final = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 THUMB_PX: Final = 112
 _WORDS: Final = re.compile(
     r"\b(?:" + "|".join(sorted((*COLOUR_WORDS, *SPELLINGS), key=len, reverse=True)) + r")\b|[^\W\d_]+",
@@ -63,14 +63,7 @@ def render(
         f"{_table(figures)}{grid}<h2>Settings</h2><ul>{who}</ul>"
         f'<details><summary>Resolved config</summary><pre tabindex="0">{_text(config_text)}</pre></details>'
     )
-    style = STYLE.read_text(encoding="utf-8")
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        f"<title>Captioners against people</title>\n<style>\n{style}</style>\n</head>\n"
-        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
-    )
+    return document("Captioners against people", STYLE, f"<main>\n{body}\n</main>")
 
 
 _LEGEND: Final = (
@@ -109,11 +102,11 @@ def _table(figures: Mapping[str, Mapping[str, Figure]]) -> str:
         note = "<small>lower is better</small>" if metric in LOWER_IS_BETTER else ""
         lines.append(f'<tr><th scope="row">{_text(title)}{note}</th>{cells}</tr>')
     caption = "What captioners say, measured by what people said; the best of each row in bold"
-    return (
-        f'<h2>Scores</h2><div class="scroll" tabindex="0" role="region" aria-label="{caption}"><table>'
-        f'<caption>{caption}</caption><thead><tr><th scope="col">Measure</th>{head}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    scores = (
+        f'<table><caption>{caption}</caption><thead><tr><th scope="col">Measure</th>{head}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table>"
     )
+    return f"<h2>Scores</h2>{scroll(scores, caption)}"
 
 
 def _cell(metric: str, figure: Figure | None, best: float | None) -> str:
@@ -158,8 +151,3 @@ def _marked(text: str, human: str) -> str:
         else:
             parts.append(_text(word))
     return "".join([*parts, _text(text[end:])])
-
-
-def _text(value: object) -> str:
-    """Any value as HTML text, safe between tags and in quoted attributes."""
-    return html.escape(str(value), quote=True)

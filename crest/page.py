@@ -31,14 +31,25 @@ def text(value: object) -> str:
 
 
 def page(title: str, body: str) -> str:
-    """A whole page around `body` (HTML)."""
+    """A whole page in this module's style around `body` (HTML)."""
+    return document(title, STYLE, f"<main>\n{body}\n</main>")
+
+
+def document(title: str, style: Path, body: str) -> str:
+    """A whole page that fetches nothing.
+
+    Args:
+        title: as text.
+        style: its CSS file, which is put inside.
+        body: what stands in <body>, as HTML.
+    """
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; style-src '
         "'unsafe-inline'\">\n"
-        f"<title>{text(title)}</title>\n<style>\n{STYLE.read_text(encoding='utf-8')}</style>\n</head>\n"
-        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+        f"<title>{text(title)}</title>\n<style>\n{style.read_text(encoding='utf-8')}</style>\n</head>\n"
+        f"<body>\n{body}\n</body>\n</html>\n"
     )
 
 
@@ -72,7 +83,7 @@ def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> s
         + "</tr>"
         for row in rows
     ]
-    return _scroll(
+    return scroll(
         f"<table><caption>{text(caption)}</caption><thead><tr>{cells}</tr></thead>"
         f"<tbody>{''.join(lines)}</tbody></table>",
         caption,
@@ -128,7 +139,7 @@ def forest(
             f'<circle cx="{m:.1f}" cy="{y}" r="6.5" fill="{colour}" stroke="var(--paper)" stroke-width="2"/>'
             f'<text class="soft" x="{x1 + 24}" y="{y + 4}">{text(strip.shown)}</text>'
         )
-    return _scroll("".join(parts) + "</svg>", description)
+    return scroll("".join(parts) + "</svg>", description)
 
 
 def histogram(values: NDArray[np.float64], *, label: str, description: str) -> str:
@@ -155,7 +166,7 @@ def histogram(values: NDArray[np.float64], *, label: str, description: str) -> s
         f'<text class="soft" x="{width / 2}" y="{base + 22}" text-anchor="middle">0 · {text(label)}</text>'
         f'<text class="soft" x="{width}" y="{base + 22}" text-anchor="end">+{reach:.3g}</text></svg>'
     )
-    return _scroll("".join(parts), description)
+    return scroll("".join(parts), description)
 
 
 @dataclass(frozen=True)
@@ -257,6 +268,6 @@ def _dashes(x: float, top: float, bottom: float) -> str:
     return f'<line x1="{x}" y1="{top}" x2="{x}" y2="{bottom}" stroke="var(--soft)" stroke-dasharray="3 4"/>'
 
 
-def _scroll(content: str, label: str) -> str:
+def scroll(content: str, label: str) -> str:
     """Wide content that scrolls sideways on a narrow screen, by keyboard too."""
     return f'<div class="scroll" tabindex="0" role="region" aria-label="{text(label)}">{content}</div>'

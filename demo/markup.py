@@ -1,16 +1,12 @@
-"""Small pieces of HTML that the chapters of the demo's page share; every text goes through `text`."""
+"""Small pieces of HTML that the chapters of the demo's page share; texts go through `crest.page.text`."""
 
 from __future__ import annotations
 
 import base64
-import html
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-
-def text(value: object) -> str:
-    """Any value as HTML text, safe between tags and in quoted attributes."""
-    return html.escape(str(value), quote=True)
+from crest.page import scroll, text
 
 
 def slug(name: str) -> str:
@@ -57,8 +53,3 @@ def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]], *, w
         f"<tbody>{lines}</tbody></table>",
         caption,
     )
-
-
-def scroll(content: str, label: str) -> str:
-    """Wide content in a box that scrolls sideways on a narrow screen, by keyboard too."""
-    return f"<div class='scroll' tabindex='0' role='region' aria-label='{text(label)}'>{content}</div>"

@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from crest.page import document, text
 from demo.config import DemoConfig
-from demo.markup import image, slug, text
+from demo.markup import image, slug
 from demo.page_drawings import by_value, drawings, scores
 from demo.page_runs import data, further, learning, minutes, retrieval_chapter
 from demo.report import Shown
@@ -24,7 +25,6 @@ EMBLEM: Final = (
     '<path d="M6 6h14v33C11 35 6 30 6 22z" fill="#f6efe0"/>'
     '<path d="M20 6h14v16c0 8-5 13-14 17z" fill="#b3202e"/></svg>'
 )
-POLICY: Final = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def page_html(
@@ -58,15 +58,11 @@ def page_html(
         for name, chapter in chapters.items()
     )
     body = body.replace(" %", "\u00a0%")
-    style = (HERE / "page.css").read_text(encoding="utf-8")
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        "<title>Crest: from a site of logos to drawn logos</title>\n"
-        f"<style>\n{style}</style>\n</head>\n<body>\n"
+    return document(
+        "Crest: from a site of logos to drawn logos",
+        HERE / "page.css",
         f'{_header(metrics, shown)}\n<nav aria-label="Chapters"><ul class="inner">{links}</ul></nav>\n'
-        f'<main class="inner">\n{body}\n</main>\n</body>\n</html>\n'
+        f'<main class="inner">\n{body}\n</main>',
     )
 
 

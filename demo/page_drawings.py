@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from crest.page import text
 from demo.config import SYSTEMS
 from demo.heraldry import CHARGES, COLOURS, FIELDS, SHAPES, Specification
 from demo.hindsight import confusions
-from demo.markup import image, text, title
+from demo.markup import image, title
 from demo.plots import Bar, Mark, bars, strip
 from demo.report import ATTRIBUTES, GOALS, Shown, label, per_cent
 

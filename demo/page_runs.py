@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from crest.page import scroll, text
 from demo.config import SYSTEMS, DemoConfig
 from demo.hindsight import SIDE_PX
-from demo.markup import inline_image, scroll, table, text, title
+from demo.markup import inline_image, table, title
 from demo.plots import curves
 from demo.report import GOAL_MINUTES, RUNS, label, per_cent
 from demo.steps import STEPS

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from demo.markup import text
+from crest.page import text
 
 Points = Sequence[tuple[float, float]]
 

@@ -15,6 +15,7 @@ from crest.page import (
     Line,
     Strip,
     curves,
+    document,
     forest,
     histogram,
     page,
@@ -39,6 +40,15 @@ def test_a_page_asks_for_nothing_and_says_what_it_is() -> None:
     assert not re.search(r"https?://|<script|@import|url\(", drawn)
     assert f"<title>{text(NASTY)}</title>" in drawn
     assert "prefers-color-scheme: dark" in drawn
+
+
+def test_a_document_has_a_style_of_its_own_and_asks_for_nothing_either(tmp_path: Path) -> None:
+    (tmp_path / "own.css").write_text("p { color: green }", encoding="utf-8")
+    drawn = document(NASTY, tmp_path / "own.css", "<header></header>")
+    assert "<style>\np { color: green }</style>" in drawn
+    assert "default-src 'none'" in drawn
+    assert "<body>\n<header></header>\n</body>" in drawn
+    assert f"<title>{text(NASTY)}</title>" in drawn
 
 
 def test_the_style_travels_with_the_package() -> None:
