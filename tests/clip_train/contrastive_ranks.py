@@ -1,10 +1,7 @@
-"""One contrastive step in several processes: `contrastive_ranks.py FOLDER SIZE` leaves every one's gradients.
-
-The processes are forked here, where torch is imported once and no thread has started yet.
-"""
+"""One contrastive step in several processes, each of which leaves its gradients."""
 
 import multiprocessing
-import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +65,27 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
+def run_ranks(folder: Path, size: int) -> list[Path]:
+    """A folder for each of so many processes, of the gradients that it ended with.
+
+    Importing what they need takes far longer than their steps, so they are forked where that is safe: without
+    a CUDA device autograd starts no threads, and the tests compute with one.
+    """
+    context = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "fork")
+    processes = [context.Process(target=_rank, args=(folder, rank, size)) for rank in range(size)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=120)
+    ended = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    assert ended == [0] * size
+    return [folder / f"rank-{rank}-of-{size}" for rank in range(size)]
+
+
 def _rank(folder: Path, rank: int, size: int) -> None:
+    warnings.simplefilter("error")  # DistributedDataParallel warns of what costs it speed
     torch.set_num_threads(1)
     own = folder / f"rank-{rank}-of-{size}"
     own.mkdir()
@@ -83,14 +100,3 @@ def _rank(folder: Path, rank: int, size: int) -> None:
     numbers = gather(torch.arange(rank * 2, rank * 2 + 2))
     assert numbers.tolist() == list(range(2 * size))
     distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    fork = multiprocessing.get_context("fork")
-    folder, size = Path(sys.argv[1]), int(sys.argv[2])
-    ranks = [fork.Process(target=_rank, args=(folder, rank, size)) for rank in range(size)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join()
-    sys.exit(any(process.exitcode for process in ranks))

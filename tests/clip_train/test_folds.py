@@ -274,7 +274,7 @@ def test_a_fold_whose_weights_are_refused_counts_with_those_it_began_with(
     assert command("clip_train", untrained, tmp_path) == 0
     start = {"model__scratch": None, "model__start": str(tmp_path / "untrained")}
     config = folds_config(tiny_world, tmp_path / "run", **start, optim__lr=0.01)
-    config["run"]["steps"] = 16
+    config["run"] |= {"steps": 16, "validate_every": 8, "save_every": 16}
     config["judge"] = {"max_drift": 1e-12, "wise_ft": [0.5, 1.0], "best_by": "r_at_1"}
     config["model"]["mode"] = "full"
     assert command("clip_train.folds", config, tmp_path) == 0

@@ -1,9 +1,6 @@
 """Losses by closed forms, and the contrastive step: in chunks and processes it is that of one big batch."""
 
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,9 +13,8 @@ from torch import Tensor, nn
 
 from clip_train.losses import contrastive_logits, gather, sigmoid_loss, softmax_loss
 from crest.models.clip import ClipModel
-from tests.clip_train.contrastive_ranks import LOSSES, SAMPLES, batch, build, gradients, loss_of
+from tests.clip_train.contrastive_ranks import LOSSES, SAMPLES, batch, build, gradients, loss_of, run_ranks
 
-ROOT = Path(__file__).resolve().parents[2]
 EYE = torch.eye(4, dtype=torch.bool)
 
 
@@ -178,14 +174,7 @@ def test_a_custom_text_tower_too_is_one_big_batch(name: str) -> None:
 @pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
 def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Of 2 and of 4 processes: a folder for each, of the gradients that it ended with."""
-    folder = tmp_path_factory.mktemp("ranks")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    script = ROOT / "tests" / "clip_train" / "contrastive_ranks.py"
-    command = [sys.executable, str(script), str(folder), str(request.param)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert "Warning" not in done.stderr
-    return [folder / f"rank-{rank}-of-{request.param}" for rank in range(request.param)]
+    return run_ranks(tmp_path_factory.mktemp("ranks"), request.param)
 
 
 @pytest.mark.parametrize("name", LOSSES)
