@@ -46,6 +46,7 @@ def multi_query_attention(
         key[:, None].expand(-1, module.heads, -1, -1),
         value[:, None].expand(-1, module.heads, -1, -1),
         attn_mask=bias,
+        dropout_p=module.dropout.p if module.training else 0.0,
         # 1.15 multiplies both query and key by its square root, on top of the query's own factor
         scale=module.scale if arithmetic == "1.15" else 1.0,
     )

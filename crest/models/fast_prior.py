@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from crest.config import Arithmetic
 from crest.models.fast_attention import layer_norm, multi_query_attention
 
 
@@ -20,12 +21,16 @@ def prior_forward(
     text_encodings: Tensor,
     text_keep: Tensor,
     image_keep: Tensor,
+    *,
+    arithmetic: Arithmetic = "1.15",
 ) -> Tensor:
     """dalle2_pytorch.DiffusionPriorNetwork's prediction (B, D) for a noised, scaled image embedding.
 
     Args:
         text_encodings: (B, L, D), zero past the end of the text.
         text_keep, image_keep: (B,) bool; False puts the learned "nothing" in a condition's place.
+        arithmetic: the library's release that the weights were trained with; 1.1 multiplied the relative
+            bias by 128 along with the logits.
     Paper: Ramesh et al. 2022 (arXiv 2204.06125), section 2.2: the sequence is encoded text, text embedding,
         timestep, noised image embedding, and a final query whose output is the prediction.
     """
@@ -47,11 +52,13 @@ def prior_forward(
     x = transformer.init_norm(x)
     n = x.shape[1]
     bias = transformer.rel_pos_bias(n, n + 1, device=x.device)
+    if arithmetic == "1.1":
+        bias = bias * 128
     bias = bias.masked_fill(torch.ones(n, n + 1, dtype=torch.bool, device=x.device).triu(2), -math.inf)
     depth = len(transformer.layers)
     for number, (attention, feed_forward) in enumerate(transformer.layers):
         final = number == depth - 1
-        mixed = multi_query_attention(attention, x, bias, last=final)
+        mixed = multi_query_attention(attention, x, bias, last=final, arithmetic=arithmetic)
         x = mixed + (x[:, -1:] if final else x)
         x = _feed_forward(feed_forward, x) + x
     norm = transformer.norm
