@@ -23,8 +23,8 @@ from crest.errors import ConfigError, CrestError
 from crest.interruption import listen
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-SamplerName = Literal["ddim", "dpmpp_2m"]
-ScheduleName = Literal["cosine", "linear"]
+SamplerName = Literal["ddim", "dpmpp_2m", "ddpm", "ddpm_large"]
+ScheduleName = Literal["cosine", "linear", "quadratic", "sigmoid", "jsd"]
 Prediction = Literal["epsilon", "x_start", "v"]
 Arithmetic = Literal["1.15", "1.1"]
 """Which dalle2-pytorch a network's numbers belong to (its attention and downsampling changed in between)."""
@@ -93,6 +93,10 @@ class MovingConfig(Config):
     """Averaging factor of the exported weights; 0 exports the last step's weights."""
     device_batch_size: int | None = Field(default=None, ge=1)
     """Samples per forward pass on one device (the machine); must divide its share of batch_size."""
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """"adamw", or "adamw_8bit", whose two averages take a quarter of the memory (needs an extra package)."""
+    ema_device: Literal["same", "cpu"] = "same"
+    """Where the averaged weights are kept: beside the model, or in the host's memory (the same numbers)."""
 
 
 class OptimConfig(MovingConfig):
@@ -102,10 +106,6 @@ class OptimConfig(MovingConfig):
     """Peak learning rate."""
     batch_size: int = Field(ge=1)
     """Samples per optimizer step over all devices and accumulation (the recipe)."""
-    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
-    """"adamw", or "adamw_8bit", whose two averages take a quarter of the memory (needs an extra package)."""
-    ema_device: Literal["same", "cpu"] = "same"
-    """Where the averaged weights are kept: beside the model, or in the host's memory (the same numbers)."""
 
 
 C = TypeVar("C", bound=FileConfig)
