@@ -155,13 +155,13 @@ def fit(
                 _validate(stage, state, world, tracker, run)
                 model.train()
             if _due(state.step, run.preview_every, run.steps) and world.is_main:
-                tracker.images(state.step, stage.preview(state.ema.model))
+                _preview(stage, state, world, tracker)
             if _due(state.step, run.save_every, run.steps):
                 if world.is_main:
                     save_state(run.dir, state)
                 world.barrier()
         if state.step < run.steps and world.is_main:  # stopped early: what it shows is due now
-            tracker.images(state.step, stage.preview(state.ema.model))
+            _preview(stage, state, world, tracker)
     if world.is_main:
         _export(stage, state, run, recipe, world, export_best)
     world.barrier()
@@ -205,7 +205,9 @@ def _claim(run_dir: Path, recipe: Mapping[str, Any], world: World) -> None:
 
 def _start(stage: Stage[Any], run: RunConfig, optim: OptimConfig, world: World) -> State:
     model = stage.model().to(world.device)
-    state = State(0, model, Ema(model, optim.ema_decay), build_optimizer(model, optim))
+    ema = Ema(model, optim.ema_decay, optim.ema_device)
+    state = State(0, model, ema, build_optimizer(model, optim))
+    ema.guard(state.optimizer)
     if load_state(run.dir, state) and world.is_main:
         print(f"{run.dir}: going on from step {state.step} of {run.steps}", file=sys.stderr)
     return state
@@ -273,8 +275,8 @@ def _due(step: int, every: int, steps: int) -> bool:
 
 @torch.no_grad()
 def _validate(stage: Stage[Any], state: State, world: World, tracker: Tracker, run: RunConfig) -> None:
-    with world.autocast():
-        metrics = stage.validate(state.ema.model, world)
+    with state.ema.on(world.device) as average, world.autocast():
+        metrics = stage.validate(average, world)
     tracker.scalars(state.step, {f"val/{name}": value for name, value in metrics.items()})
     value = metrics.get(stage.best_by)
     if value is None:
@@ -283,7 +285,13 @@ def _validate(stage: Stage[Any], state: State, world: World, tracker: Tracker, r
     if state.best is None or (value < state.best if lower else value > state.best):
         state.best, state.best_step = value, state.step
         if world.is_main:
-            export_weights(run.dir, state.ema.model, stage.card(state.ema.model), name="best.safetensors")
+            with state.ema.on(world.device) as average:
+                export_weights(run.dir, average, stage.card(average), name="best.safetensors")
+
+
+def _preview(stage: Stage[Any], state: State, world: World, tracker: Tracker) -> None:
+    with state.ema.on(world.device) as average:
+        tracker.images(state.step, stage.preview(average))
 
 
 def _export(
@@ -304,4 +312,5 @@ def _export(
     if export_best and state.best_step != state.step and (run.dir / "best.safetensors").exists():
         restore_exported(state.ema.model, run.dir / "best.safetensors")
         card["step"] = state.best_step
-    export_weights(run.dir, state.ema.model, card)
+    with state.ema.on(world.device) as average:
+        export_weights(run.dir, average, card)

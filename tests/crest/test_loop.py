@@ -222,3 +222,21 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_never_stopped(tmp_path:
     for files in (ours, theirs):  # which name their own folder
         del files["config.json"], files["weights.json"]
     assert theirs == ours
+
+
+def test_averages_on_the_host_end_as_those_beside_the_model_and_may_change_places(tmp_path: Path) -> None:
+    beside = load_file(train(ToyStage(), tmp_path / "beside", steps=10, schedule="constant"))
+    train(ToyStage(), tmp_path / "host", steps=10, schedule="constant", ema_device="cpu")
+    stopping, left = ToyStage(), iter(range(7))
+
+    def stop() -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+
+    stopping.on_batch = stop
+    with pytest.raises(KeyboardInterrupt):
+        train(stopping, tmp_path / "moved", steps=10, schedule="constant")
+    train(ToyStage(), tmp_path / "moved", steps=10, schedule="constant", ema_device="cpu")
+    for folder in ("host", "moved"):
+        found = load_file(tmp_path / folder / "weights.safetensors")
+        assert all(torch.equal(found[name], beside[name]) for name in beside)
