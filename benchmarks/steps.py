@@ -208,7 +208,7 @@ def our_prior(recipe: Recipe, precision: str, device: str = "cpu") -> Step:
     spec: PriorSpec = recipe.spec
     torch.manual_seed(0)
     prior = Prior(spec).to(device).train()
-    data = inputs(recipe.batch_size, 8, spec.image_embed_dim, spec.text_width, device)
+    data = inputs(recipe.batch_size, 8, spec.image_embed_dim, spec.text_width or spec.image_embed_dim, device)
 
     def loss() -> Tensor:
         x_start = data.image_embed * prior.scale
