@@ -108,6 +108,17 @@ class OptimConfig(MovingConfig):
     """Samples per optimizer step over all devices and accumulation (the recipe)."""
 
 
+class LoraConfig(Config):
+    """Low-rank adapters, which learn alone beside weights that stay as they are (Hu et al. 2021)."""
+
+    rank: int = Field(default=8, ge=1)
+    """Rank of what each weight matrix can learn."""
+    alpha: float | None = Field(default=None, gt=0)
+    """What is learned is scaled by alpha / rank; null takes the rank, and so 1."""
+    targets: list[str] | None = Field(default=None, min_length=1)
+    """Shell patterns of the matrices' dotted names; null takes those that the model's family names."""
+
+
 C = TypeVar("C", bound=FileConfig)
 S = TypeVar("S", bound=Config)
 

@@ -35,8 +35,7 @@ class Prior(nn.Module):
     Inside, embeddings are scaled by sqrt(D) so that their entries have the variance of the noise.
     """
 
-    lora_targets = ("net.causal_transformer.layers.*.weight",)
-    """The matrices that an adapter sits beside, unless a config names others."""
+    lora_targets: Sequence[str] = ("net.causal_transformer.layers.*.weight",)
 
     def __init__(self, spec: PriorSpec) -> None:
         super().__init__()
