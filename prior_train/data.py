@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from crest.embeddings import EmbeddingShard
+from crest.embeddings import EmbeddingShard, drawn_image_embed
 from crest.pixels import batch_numbers
 from crest.world import Draw, World
 
@@ -21,17 +21,28 @@ class PriorBatch:
     """(B, D) unit length"""
     text_embed: Tensor
     """(B, D) unit length"""
-    text_encodings: Tensor
-    """(B, L, K)"""
+    text_encodings: Tensor | None
+    """(B, L, K); None where the prior reads none"""
     draw: Draw
 
 
-def rows(shard: EmbeddingShard, numbers: Tensor, draw: Draw, device: torch.device) -> PriorBatch:
-    """The rows of these numbers on a device."""
+def rows(
+    shard: EmbeddingShard, numbers: Tensor, draw: Draw, device: torch.device, *, views: bool = False
+) -> PriorBatch:
+    """The rows of these numbers on a device.
+
+    Args:
+        views: of each picture one view, drawn anew at every step, where the shard has several.
+    """
+    image_embed = shard.image_embed[numbers]
+    if views:
+        # drawn on the CPU, where the embeddings are: no device waits for it
+        image_embed = drawn_image_embed(shard, numbers, Draw(draw.seed, draw.step, draw.first, draw.count))
+    words = shard.text_encodings
     return PriorBatch(
-        shard.image_embed[numbers].to(device),
+        image_embed.to(device),
         shard.text_embed[numbers].to(device),
-        shard.text_encodings[numbers].float().to(device),
+        words[numbers].to(device).float() if words.numel() else None,
         draw,
     )
 
@@ -46,5 +57,5 @@ def batches(
         numbers = torch.from_numpy(batch_numbers(seed, len(shard.ids), batch_size, step))
         for first in range(world.rank * mine, (world.rank + 1) * mine, micro):
             draw = Draw(seed, step, first, micro, world.device)
-            yield rows(shard, numbers[first : first + micro], draw, world.device)
+            yield rows(shard, numbers[first : first + micro], draw, world.device, views=True)
         step += 1

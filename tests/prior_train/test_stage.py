@@ -81,7 +81,7 @@ def test_a_mistake_in_the_spec_is_told_like_one_in_the_config(tiny_world: Any, t
 def test_the_card_says_whether_conditions_were_dropped(
     tiny_world: Any, tmp_path: Path, probability: float, saw: bool
 ) -> None:
-    values = tiny_world.config("prior_train", tmp_path / "run", model__cond_drop_prob=probability)
+    values = tiny_world.config("prior_train", tmp_path / "run", model__text_cond_drop_prob=probability)
     prior_stage = stage(values)
     assert prior_stage.card(prior_stage.model())["spec"]["saw_dropped_conditions"] is saw
 
@@ -96,7 +96,7 @@ def test_conditions_are_dropped_by_sample(tiny_world: Any, tmp_path: Path) -> No
 def test_a_prior_that_draws_the_truth_is_told_from_one_that_does_not(tiny_world: Any, tmp_path: Path) -> None:
     prior_stage, world = stage(tiny_world.config("prior_train", tmp_path / "run")), open_world("cpu", "fp32")
     figures = prior_stage.validate(prior_stage.model().eval(), world)
-    prior_stage._drawn = lambda model, batch: batch.image_embed  # type: ignore[method-assign]
+    prior_stage._drawn = lambda model, batch, first: batch.image_embed  # type: ignore[method-assign]
     perfect = prior_stage.validate(prior_stage.model().eval(), world)
     assert perfect["drawn_to_image"] == pytest.approx(1.0, abs=1e-5)
     assert perfect["drawn_r_at_1"] == 1.0
