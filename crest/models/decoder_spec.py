@@ -5,6 +5,8 @@ Imports no network, so that a mistake is told before anything is built.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from crest.config import Arithmetic, Config, Prediction, ScheduleName
@@ -20,6 +22,8 @@ class DecoderSpec(Config):
     """Side of the pictures that it draws."""
     lowres_side_px: int | None = Field(default=None, ge=4)
     """Side of the picture that an upsampler is shown, which is what the U-Net before it draws."""
+    lowres_resize: Literal["bilinear", "nearest"] = "bilinear"
+    """How that picture is brought to side_px; published upsamplers were shown pixels repeated."""
     lowres_noise_cond: bool = False
     """Whether an upsampler is told how much noise its small picture was given."""
     image_embed_dim: int

@@ -1,12 +1,17 @@
-"""Reading a foreign config field by field, so that none is dropped: taken, without meaning here, or refused."""
+"""Reading a foreign config field by field, so that none is dropped: taken, meaningless here, or refused."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from crest.errors import ConfigError
+
+NEWER: Final = (
+    "it may belong to a later release than 1.1, whose numbers differ; remove it if it does not matter"
+)
+"""What to do about an unknown field."""
 
 
 @dataclass(frozen=True)

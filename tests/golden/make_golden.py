@@ -1,8 +1,9 @@
 """What dalle2-pytorch 1.1.0 answers for random weights: `python tests/golden/make_golden.py FOLDER`.
 
 FOLDER holds that release: `pip install --no-deps --target FOLDER dalle2-pytorch==1.1.0 einops-exts`. Its
-model file alone is imported. Writes prior.safetensors and a file for each decoder beside this script: predictions,
-losses, length of each weight's gradient and 20-step samples. Weights and noise come from draws.py.
+model file alone is imported. Writes prior.safetensors and a file for each decoder beside this script: names
+and shapes, predictions, losses, length of each weight's gradient and 20-step samples. Weights and noise come
+from draws.py.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from draws import COUNT, decoder_inputs, drawn_from, numbered, prior_inputs, weights
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # Crest itself, wherever this is run from
+
+from draws import COUNT, decoder_inputs, drawn_from, numbered, prior_inputs, seeded, weights
 from published_small import DECODERS, PRIOR
 from safetensors.torch import save_file
 from torch import Tensor
@@ -49,6 +53,18 @@ def gradients(model: Any, loss: Tensor, prefix: str) -> dict[str, Tensor]:
     }
 
 
+def layout(model: Any) -> dict[str, Tensor]:
+    """Names and shapes of a state dict, and what of it draws.py does not make."""
+    state = model.state_dict()
+    shapes = {
+        f"shape.{name}": torch.tensor(tensor.shape, dtype=torch.int32) for name, tensor in state.items()
+    }
+    kept = ("betas", "rotary_emb.freqs")
+    return shapes | {
+        f"buffer.{name}": tensor.clone() for name, tensor in state.items() if name.endswith(kept)
+    }
+
+
 def prior_answers(library: Any) -> dict[str, Tensor]:
     """Everything asked of the small prior."""
     config = PRIOR["prior"]
@@ -62,8 +78,9 @@ def prior_answers(library: Any) -> dict[str, Tensor]:
         return prior.eval()
 
     asked, prior = prior_inputs(), build(1000)
+    answers = layout(prior)
     text = {name: asked[name] for name in ("text_embed", "text_encodings")}
-    answers = {"forward": prior.net(asked["x_t"], asked["t"], **text)}
+    answers["forward"] = prior.net(asked["x_t"], asked["t"], **text)
     answers["dropped"] = prior.net(asked["x_t"], asked["t"], cond_drop_prob=1.0, **text)
     scaled = asked["image_embed"] * prior.image_embed_scale
     answers["loss"] = prior.p_losses(scaled, asked["t"], text_cond=text, noise=asked["noise"])
@@ -71,7 +88,7 @@ def prior_answers(library: Any) -> dict[str, Tensor]:
     with drawn_from(numbered("prior.ddim")):
         answers["ddim"] = prior.p_sample_loop((COUNT, 32), text, timesteps=20) / prior.image_embed_scale
     short = build(20)
-    with drawn_from(numbered("prior.ddpm")):
+    with drawn_from(seeded()):
         answers["ddpm"] = short.p_sample_loop((COUNT, 32), text) / short.image_embed_scale
     return answers
 
@@ -101,8 +118,11 @@ def decoder_answers(library: Any, name: str) -> dict[str, Tensor]:
     unet, side_px = decoder.unets[index], config["image_sizes"][index]
     asked = decoder_inputs(side_px, unet.cond_on_text_encodings, number > 1)
     given = {"image_embed": asked["image_embed"], "text_encodings": asked.get("text_encodings")}
+    if number > 1:
+        asked["lowres"] = torch.nn.functional.interpolate(asked["lowres"], side_px, mode="nearest")
     shown = {"lowres_cond_img": asked["lowres"] * 2 - 1} if number > 1 else {}
-    answers = {"forward": unet(asked["x_t"], asked["t"], **given, **shown)}
+    answers = layout(decoder)
+    answers["forward"] = unet(asked["x_t"], asked["t"], **given, **shown)
     answers["dropped"] = unet(
         asked["x_t"], asked["t"], image_cond_drop_prob=1.0, text_cond_drop_prob=1.0, **given, **shown
     )
@@ -116,18 +136,25 @@ def decoder_answers(library: Any, name: str) -> dict[str, Tensor]:
     )
     answers |= gradients(decoder, answers["loss"], f"unets.{index}.")
     if learned_variance:
-        decoder.vb_loss_weight = 1.0  # at 0.001 an error in the bound would drown
-        answers["loss_whole_bound"] = decoder.p_losses(
-            unet, asked["images"], asked["t"], noise_scheduler=scheduler, noise=asked["noise"], **told_about
-        )
-    for kind, guided in (("ddim", build(1000, 20)), ("ddpm", build(20, None))):
-        with drawn_from(numbered(f"decoder.{kind}")):
-            answers[kind] = guided.p_sample_loop(
-                guided.unets[index],
+        # at its usual 0.001 an error in the bound would drown
+        for kind, t, weight in (("loss_bound", asked["t"], 1000.0), ("loss_at_0", 0 * asked["t"], 1.0)):
+            decoder.vb_loss_weight = weight
+            answers[kind] = decoder.p_losses(
+                unet, asked["images"], t, noise_scheduler=scheduler, noise=asked["noise"], **told_about
+            )
+    # that release guides the variance as well, Crest the mean alone
+    scale = 1.0 if learned_variance else 1.7
+    for kind, drawing, cond_scale, source in (
+        ("ddim", build(1000, 20), 1.7, numbered("decoder.ddim")),
+        ("ddpm", build(20, None), scale, seeded()),
+    ):
+        with drawn_from(source):
+            answers[kind] = drawing.p_sample_loop(
+                drawing.unets[index],
                 (COUNT, 3, side_px, side_px),
-                noise_scheduler=guided.noise_schedulers[index],
-                timesteps=guided.sample_timesteps[index],
-                cond_scale=1.7,
+                noise_scheduler=drawing.noise_schedulers[index],
+                timesteps=drawing.sample_timesteps[index],
+                cond_scale=cond_scale,
                 **told_about,
             )
     return answers
@@ -142,9 +169,9 @@ def main() -> None:
     found = {"prior": prior_answers(library)}
     found |= {name: decoder_answers(library, name) for name in DECODERS}
     for name, answers in found.items():
-        kept = {key: value.detach().float().contiguous() for key, value in answers.items()}
+        kept = {key: value.detach().contiguous() for key, value in answers.items()}
         save_file(kept, HERE / f"{name}.safetensors")
-        shown = {key: tuple(value.shape) for key, value in kept.items() if not key.startswith("gradient")}
+        shown = {key: tuple(value.shape) for key, value in kept.items() if key.isidentifier()}
         print(name, shown, f"loss {float(kept['loss']):.6f}")
 
 

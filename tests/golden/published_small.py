@@ -124,12 +124,12 @@ _UPSAMPLER: dict[str, Any] = {
 
 DECODERS: dict[str, tuple[dict[str, Any], int]] = {
     # as decoder v1.0.2, 2B, 3B and the candidate for the 64 to 256 upsampler: config and number of the U-Net
-    "decoder_v1_0_2": (_decoder(_BASE, sizes=[32], learned_variance=True), 1),
-    "decoder_2b": (_decoder(_without_text(), sizes=[32], learned_variance=False), 1),
+    "decoder_v1_0_2": (_decoder(_BASE, sizes=[16], learned_variance=True), 1),
+    "decoder_2b": (_decoder(_without_text(), sizes=[16], learned_variance=False), 1),
     "decoder_3b": (
         _decoder(
             {key: value for key, value in _without_text(sparse_attn=False).items() if key != "cond_dim"},
-            sizes=[32],
+            sizes=[16],
             learned_variance=False,
         ),
         1,
