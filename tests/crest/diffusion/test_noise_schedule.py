@@ -74,7 +74,7 @@ def test_schedule_and_posterior_are_the_librarys(name: ScheduleName, timesteps: 
     assert torch.allclose(ours.sigma(t, 1), theirs.sqrt_one_minus_alphas_cumprod, rtol=0, atol=1e-6)
     posterior = ours.posterior(t, 1)
     # the library computes "jsd" in float32, and its rounding grows with 1000 factors
-    near = {"rtol": 1e-6, "atol": 2e-5 if name == "jsd" else 1e-6}
+    near = {"rtol": 1e-6, "atol": 5e-5 if name == "jsd" else 1e-6}
     assert torch.allclose(posterior.x_start_weight, theirs.posterior_mean_coef1, **near)
     assert torch.allclose(posterior.x_t_weight, theirs.posterior_mean_coef2, **near)
     assert torch.allclose(posterior.log_variance, theirs.posterior_log_variance_clipped, **near)
