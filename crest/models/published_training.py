@@ -29,7 +29,7 @@ def training(
         data.close(NEWER)
     if "train" in whole.values:
         train = whole.section("train")
-        _optim(train, optim, index)
+        _optim(train, optim, kind, index)
         if "random_seed" in train.values:
             run["seed"] = train.number("random_seed", "run.seed", 0)
         if train.take("amp", "run.precision", False):
@@ -50,11 +50,11 @@ def training(
     return run, optim, splits
 
 
-def _optim(train: Fields, optim: dict[str, Any], index: int) -> None:
+def _optim(train: Fields, optim: dict[str, Any], kind: str, index: int) -> None:
     for name, to in (("lr", "lr"), ("wd", "weight_decay"), ("max_grad_norm", "clip_grad_norm")):
         default = {
             "lr": optim["lr"],
-            "wd": 6.02e-2 if "random_seed" in train.values else 0.01,
+            "wd": 6.02e-2 if kind == "prior" else 0.01,
             "max_grad_norm": 0.5,
         }
         optim[to] = nth(train.take(name, f"optim.{to}", default[name]), index)

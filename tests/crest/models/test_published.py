@@ -1,5 +1,6 @@
 """Published weights answer as dalle2-pytorch 1.1.0 does: tests/golden/make_golden.py asked it."""
 
+import json
 from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
@@ -10,15 +11,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from crest.config import read_spec
 from crest.diffusion.learned_variance import hybrid_loss, split_prediction, variational_bound
 from crest.diffusion.noise_schedule import NoiseSchedule, add_noise
 from crest.diffusion.prediction import target
 from crest.models.clip import TextFeatures
 from crest.models.decoder import Decoder, sample_images
+from crest.models.decoder_spec import DecoderSpec
 from crest.models.prior import Prior, sample_image_embed
+from crest.models.prior_spec import PriorSpec
 from crest.models.published import Published, fill
+from tests.golden.check_published import published_name, summary
 from tests.golden.draws import COUNT, SEEDS, decoder_inputs, numbered, prior_inputs, weight
 from tests.golden.published_small import DECODERS, PRIOR
 
@@ -237,3 +242,30 @@ def compare_gradients(name: str, loss: Tensor, renamed: dict[str, str], unet_num
         assert found == pytest.approx(0.0 if wanted is None else float(wanted), rel=1e-3, abs=1e-5), ours
         compared += wanted is not None
     assert compared == sum(key.startswith("gradient.") for key in golden(name))
+
+
+# --- published files, by name and shape --------------------------------------------------------------------
+
+
+SHIPPED = json.loads((GOLDEN / "published_models.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_network_has_every_tensor_of_the_published_file(name: str) -> None:
+    model = SHIPPED[name]
+    number = model["spec"].get("unet_number", 1)
+    with torch.device("meta"):
+        if model["kind"] == "prior":
+            network: nn.Module = Prior(read_spec(PriorSpec, model["spec"], name))
+        else:
+            network = Decoder(read_spec(DecoderSpec, model["spec"], name))
+    named = {published_name(key, number): tensor for key, tensor in network.state_dict().items()}
+    listed = {key: (tuple(tensor.shape), "float32") for key, tensor in named.items() if key is not None}
+    assert summary(listed) == model["network"]
+
+
+def test_published_files_have_the_bytes_that_were_published() -> None:
+    # the prior's part of prior/latest.pth, and decoder/v1.0.2/latest.pth without its zip's own bytes
+    assert SHIPPED["laion prior ViT-L/14"]["file"]["bytes"] == 407_072_800
+    assert SHIPPED["laion decoder v1.0.2"]["file"]["bytes"] == 3_930_492_472
+    assert SHIPPED["laion decoder v1.0.2"]["file"]["tensors"] == 770
