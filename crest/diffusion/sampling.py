@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -22,11 +22,26 @@ from crest.diffusion.noise_schedule import NoiseSchedule, spaced_timesteps
 Denoiser = Callable[..., Tensor | tuple[Tensor, Tensor]]
 """(x_t (B, …), t (B,) int64) -> x_0 of x_t's shape, or (x_0, variance fraction; see learned_variance.py).
 With `self_cond` a third argument comes in: the x_0 of the step before, None at the first."""
-Sampler = Callable[[Denoiser, Tensor, NoiseSchedule, int], Tensor]
 FreshNoise = Callable[[], Tensor]
 """Standard normal numbers of x_t's shape, others at each call."""
 Move = Callable[[Tensor, Tensor, Tensor | None, int, int], Tensor]
 """(x_t, x_0, variance fraction, t, s) -> x_s"""
+
+
+class Sampler(Protocol):
+    """From pure noise (B, …) to a clean sample in `steps` questions to the denoiser."""
+
+    def __call__(
+        self,
+        denoise: Denoiser,
+        noise: Tensor,
+        schedule: NoiseSchedule,
+        steps: int,
+        *,
+        self_cond: bool = False,
+    ) -> Tensor:
+        """Draw."""
+        ...
 
 
 def ddim(
