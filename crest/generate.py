@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,14 @@ from crest.errors import ConfigError, DataError, WeightsError
 from crest.generate_config import DrawConfig, GenerateConfig, ModelsConfig
 from crest.images import from_float, grid, read_image, to_array, to_float
 from crest.models.clip import ClipEncoder, load_clip
-from crest.models.decoder import Decoder, load_decoder, sample_images
-from crest.models.prior import Prior, load_prior, sample_image_embed
+from crest.models.decoder_sampling import sample_images
+from crest.models.families import (
+    DecoderFamily,
+    PriorFamily,
+    as_module,
+    load_decoder_family,
+    load_prior_family,
+)
 from crest.records import (
     Manifest,
     hash_of,
@@ -51,26 +57,45 @@ class Prompt:
 
 
 class Generator:
-    """CLIP, prior and decoder that belong together.
+    """CLIP, prior and the decoders of a cascade that belong together.
 
     Raises:
-        WeightsError: the prior or the decoder stems from another CLIP; both are named.
+        WeightsError: the prior or a decoder stems from another CLIP, or a decoder does not take what the one
+            before it draws; both are named.
     """
 
     def __init__(self, config: ModelsConfig) -> None:
         self.device = pick_device(config.device)
         self.clip: ClipEncoder = load_clip(config.clip, self.device)
-        prior, self.prior_hash, prior_card = load_prior(config.prior)
-        decoder, self.decoder_hash, decoder_card = load_decoder(config.decoder)
-        for place, card in ((config.prior, prior_card), (config.decoder, decoder_card)):
-            found = card.get("parents", {}).get("clip", "?")
-            if found != self.clip.hash:
-                raise WeightsError(
-                    f"{place}: was trained with CLIP {found}, but {config.clip} is {self.clip.hash}; name "
-                    "the CLIP that it was trained with, or train it on embeddings of this one."
-                )
-        self.prior: Prior = prior.to(self.device).eval()
-        self.decoder: Decoder = decoder.to(self.device).eval()
+        self.prior: PriorFamily
+        self.prior, self.prior_hash, card = load_prior_family(config.prior)
+        self._refuse_other_clip(config, config.prior, card)
+        self.decoders: list[DecoderFamily] = []
+        self.decoder_hashes: list[str] = []
+        places = [config.decoder, *config.upsamplers]
+        for place in places:
+            decoder, digest, card = load_decoder_family(place)
+            self._refuse_other_clip(config, place, card)
+            self.decoders.append(decoder)
+            self.decoder_hashes.append(digest)
+        _refuse_other_cascade(places, self.decoders)
+        for model in (self.prior, *self.decoders):
+            as_module(model).to(self.device).eval()
+
+    def _refuse_other_clip(self, config: ModelsConfig, place: str, card: Mapping[str, Any]) -> None:
+        found = card.get("parents", {}).get("clip", "?")
+        if found != self.clip.hash:
+            raise WeightsError(
+                f"{place}: was trained with CLIP {found}, but {config.clip} is {self.clip.hash}; name "
+                "the CLIP that it was trained with, or train it on embeddings of this one."
+            )
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """Name of each network -> the hash of its weights."""
+        names = ["decoder", *(f"decoder_{number}" for number in range(2, len(self.decoders) + 1))]
+        decoders = dict(zip(names, self.decoder_hashes, strict=True))
+        return {"clip": self.clip.hash, "prior": self.prior_hash, **decoders}
 
     def draw(self, texts: Sequence[str], seeds: Sequence[int], settings: DrawConfig) -> Tensor:
         """One picture per text.
@@ -86,25 +111,51 @@ class Generator:
             else contextlib.nullcontext()
         )
         with torch.no_grad(), arithmetic:
-            text = self.clip.encode_text(texts, length=self.prior.spec.max_text_len)
-            image_embed = sample_image_embed(
-                self.prior,
+            # each network takes its own number of tokens of these
+            lengths = [decoder.spec.max_text_len for decoder in self.decoders]
+            text = self.clip.encode_text(texts, length=max(self.prior.spec.max_text_len, *lengths))
+            image_embed = self.prior.sample(
                 text,
                 seeds=[mix_seed(seed, 1) for seed in seeds],
                 cond_scale=settings.prior_cond_scale,
                 steps=settings.prior_steps,
                 candidates=settings.candidates,
             )
-            encodings = None if self.decoder.spec.text_width is None else text.text_encodings
-            return sample_images(
-                self.decoder,
-                image_embed,
-                encodings,
-                seeds=[mix_seed(seed, 2) for seed in seeds],
-                steps=settings.steps,
-                cond_scale=settings.cond_scale,
-                sampler=settings.sampler,
-            ).cpu()
+            pictures: Tensor | None = None
+            for number, decoder in enumerate(self.decoders, start=1):
+                pictures = sample_images(
+                    decoder,
+                    image_embed,
+                    None if decoder.spec.text_width is None else text.text_encodings,
+                    seeds=[mix_seed(seed, 1 + number) for seed in seeds],
+                    steps=settings.steps if number == 1 else settings.upsampler_steps,
+                    cond_scale=settings.cond_scale if number == 1 else settings.upsampler_cond_scale,
+                    sampler=settings.sampler,
+                    lowres=pictures,
+                    lowres_noise_level=settings.lowres_noise_level,
+                )
+            assert pictures is not None
+            return pictures.cpu()
+
+
+def _refuse_other_cascade(places: Sequence[str], decoders: Sequence[DecoderFamily]) -> None:
+    """Each decoder must be the next of the cascade, and made for the size that the one before draws."""
+    for number, (place, decoder) in enumerate(zip(places, decoders, strict=True), start=1):
+        spec = decoder.spec
+        setting = "models.decoder" if number == 1 else f"models.upsamplers, place {number - 1}"
+        if spec.unet_number != number:
+            raise WeightsError(
+                f"{setting}: {place} is unet_number {spec.unet_number} of a cascade, expected {number}; name "
+                "every U-Net from 1 on, in their order."
+            )
+        if number == 1:
+            continue
+        before = decoders[number - 2].spec.side_px
+        if spec.lowres_side_px != before:
+            raise WeightsError(
+                f"{setting}: {place} enlarges pictures of {spec.lowres_side_px} px, but {places[number - 2]} "
+                f"draws {before} px; name decoders that fit."
+            )
 
 
 def read_prompts(path: Path) -> list[Prompt]:
@@ -146,11 +197,15 @@ def generate(config: GenerateConfig, prompts: Sequence[Prompt]) -> Path:
     """
     settings, out = config.draw, config.draw.out
     models = Generator(config.models)
+    # settings of what does not draw are left out, so that they can change beside finished pictures
+    unused = (
+        set()
+        if config.models.upsamplers
+        else {"upsampler_steps", "upsampler_cond_scale", "lowres_noise_level"}
+    )
     recipe = {
-        "clip": models.clip.hash,
-        "prior": models.prior_hash,
-        "decoder": models.decoder_hash,
-        **settings.model_dump(mode="json", exclude={"prompts", "out", "batch_size"}),
+        **models.hashes,
+        **settings.model_dump(mode="json", exclude={"prompts", "out", "batch_size"} | unused),
         "prompts": [[prompt.id, prompt.text] for prompt in prompts],
     }
     stamp = out / "recipe.json"
@@ -169,9 +224,7 @@ def generate(config: GenerateConfig, prompts: Sequence[Prompt]) -> Path:
             "seed": mix_seed(settings.seed, number, k) & 0xFFFFFFFF,
             "index": number * settings.per_prompt + k,
             "file": f"{number:04d}-{k:02d}.png",
-            "clip": models.clip.hash,
-            "prior": models.prior_hash,
-            "decoder": models.decoder_hash,
+            **models.hashes,
             "sampler": settings.sampler,
             "steps": settings.steps,
             "cond_scale": settings.cond_scale,
@@ -198,7 +251,7 @@ def generate(config: GenerateConfig, prompts: Sequence[Prompt]) -> Path:
             kind="samples",
             hash=hash_of(recipe),
             counts={"prompts": len(prompts), "pictures": len(rows)},
-            parents={"clip": models.clip.hash, "prior": models.prior_hash, "decoder": models.decoder_hash},
+            parents=models.hashes,
             files=sizes,
             details={"seconds": round(time.monotonic() - started, 2), "drawn_now": len(todo)},
         ),

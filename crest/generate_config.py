@@ -10,14 +10,16 @@ from crest.config import Config, FileConfig, SamplerName
 
 
 class ModelsConfig(Config):
-    """The three networks that draw."""
+    """The networks that draw: three, and those that enlarge."""
 
     clip: str = "stock/clip"
     """CLIP that reads the prompt: a run folder, a file or "stock/clip"."""
     prior: str = "stock/prior"
     """Prior made for that CLIP."""
     decoder: str = "stock/decoder_64"
-    """Decoder made for that CLIP."""
+    """Decoder made for that CLIP, the first of a cascade."""
+    upsamplers: tuple[str, ...] = ()
+    """Decoders that enlarge what it draws, in the order of their unet_number, from 2."""
     device: str = "auto"
     """"auto", "cpu", "cuda" or "cuda:N"."""
 
@@ -47,6 +49,12 @@ class DrawConfig(Config):
     """Guidance of the prior; 1.0 switches it off."""
     candidates: int = Field(default=2, ge=1)
     """Embeddings the prior draws per picture, of which the one nearest to the text is kept."""
+    upsampler_steps: int = Field(default=24, ge=1)
+    """Denoising steps of each upsampler."""
+    upsampler_cond_scale: float = 1.0
+    """Guidance of each upsampler; 1.0 switches it off, as in the paper."""
+    lowres_noise_level: int = Field(default=200, ge=0, lt=1000)
+    """Noise given to the small picture of an upsampler that is told of it, as a timestep of 1000."""
     batch_size: int = Field(default=32, ge=1)
     """Pictures drawn at once."""
 

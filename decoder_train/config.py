@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
-from crest.config import Config, FileConfig, OptimConfig, RunConfig, SamplerName
+from crest.config import Config, FileConfig, LoraConfig, OptimConfig, RunConfig, SamplerName
 
 
 class DecoderDataConfig(Config):
@@ -29,9 +29,12 @@ class DecoderModelConfig(Config):
     accept_other_clip: bool = False
     """Start from weights of another CLIP: right where this one was fine-tuned from it, wrong otherwise."""
     scratch: dict[str, Any] | None = None
-    """A DecoderSpec (its embedding sizes are taken from the embeddings): train from random weights."""
+    """A DecoderSpec (its embedding sizes are taken from the embeddings): train from random weights.
+    `family` names another kind of decoder than Crest's own."""
     checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
+    lora: LoraConfig | None = None
+    """Train adapters beside weights that stay as they are; null trains all weights."""
     sketch_steps: int = Field(default=0, ge=0)
     """Steps at the start that train the sketch alone, each at about a third of the cost of a whole one."""
     sketch_moves: bool = False
@@ -44,6 +47,26 @@ class DecoderModelConfig(Config):
     """Share of samples that lose both, which is what guidance subtracts."""
     min_snr_gamma: float | None = Field(default=None, gt=0)
     """Clamp of the signal-to-noise ratio in the loss weight; null weighs every timestep alike."""
+    p2_gamma: float | None = Field(default=None, gt=0)
+    """How far the loss prefers coarse timesteps (P2); null does not; not beside min_snr_gamma."""
+    p2_k: float = Field(default=1.0, gt=0)
+    """What keeps P2's weight finite where there is no noise."""
+    variance_weight: float = Field(default=0.001, ge=0)
+    """Weight of the variational bound, which a learned variance is trained by."""
+    self_cond_prob: float = Field(default=0.5, ge=0, le=1)
+    """Share of samples that are shown the network's own first guess, where the spec has self_cond."""
+    lowres_blur_prob: float = Field(default=0.5, ge=0, le=1)
+    """Share of an upsampler's small pictures that are blurred, so that it forgives what is drawn."""
+    lowres_blur_sigma: tuple[float, float] = (0.4, 0.6)
+    """Least and largest blur, in pixels of the small picture."""
+    lowres_blur_kernel_px: int = Field(default=3, ge=1)
+    """Width of the blur's window, odd."""
+    crop_px: int | None = Field(default=None, ge=8)
+    """Side of the crops that an upsampler learns from (the paper takes a fourth of side_px); null: whole."""
+    freeze_text: bool = False
+    """Leave as they are the weights by which text comes in."""
+    compiled: bool = False
+    """Compile the network: faster steps after a slow first one."""
     preview_steps: int = Field(default=20, ge=1)
     """Denoising steps of a preview."""
     preview_cond_scale: float = 2.0

@@ -7,7 +7,7 @@ drop conditions in validation too, it resizes by nearest neighbour, and its DDIM
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,9 @@ from dalle2_pytorch.dalle2_pytorch import Unet
 from torch import Tensor, nn
 
 from crest.checkpoint import card_spec, load_weights, locate_weights, read_card, short_hash
-from crest.config import SamplerName
 from crest.diffusion.noise_schedule import NoiseSchedule
-from crest.diffusion.prediction import to_x_start
-from crest.diffusion.sampling import SAMPLERS
 from crest.errors import ConfigError
+from crest.models.decoder_sampling import sample_images
 from crest.models.decoder_spec import DecoderSpec, refuse_misfits
 from crest.models.fast import UnetConditions, unet_conditions, unet_forward
 from crest.models.sketch import Sketch
@@ -38,10 +36,18 @@ class Conditions:
     unet: UnetConditions
     sketch: Tensor | None
     """(B, 3, side, side), about [-1, 1]"""
+    lowres: Tensor | None
+    """the small picture enlarged, its patches folded: (B, 3 patch_px^2, H / patch_px, W / patch_px)"""
+    lowres_noise_level: Tensor | None
+    """(B,)"""
 
 
 class Decoder(nn.Module):
     """A U-Net with its noise schedule. Pictures are [-1, 1] inside, [0, 1] at `sample_images`' border."""
+
+    lora_targets: Sequence[str] = tuple(
+        f"unet.*.{name}.weight" for name in ("to_q", "to_kv", "to_out.0", "time_mlp.1")
+    )
 
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
@@ -49,6 +55,9 @@ class Decoder(nn.Module):
         self.spec = spec
         self.noise_schedule = NoiseSchedule(spec.noise_schedule, spec.timesteps, spec.log_snr_shift)
         self.unet = _build_unet(spec)
+        self.x_shape = (3, spec.side_px, spec.side_px)
+        self.x_limit = 1.0
+        self.checkpointing = False
         self.places: Tensor
         places = _places(spec.side_px // spec.patch_px, spec.coordinate_bands)
         self.register_buffer("places", places, persistent=False)
@@ -62,6 +71,11 @@ class Decoder(nn.Module):
                 spec.side_px,
                 spec.sketch_moves,
             )
+
+    @property
+    def has_sketch(self) -> bool:
+        """Whether it makes a sketch of its conditions first."""
+        return self.sketch is not None
 
     def let_sketch_move(self) -> None:
         """Add to trained weights what `sketch_moves` has from the start.
@@ -77,20 +91,67 @@ class Decoder(nn.Module):
             self.sketch.let_move()
             self.spec = self.spec.model_copy(update={"sketch_moves": True})
 
+    def beside_sketch(self) -> Iterator[nn.Parameter]:
+        """The U-Net's weights."""
+        yield from self.unet.parameters()
+
+    def text_parameters(self) -> Iterator[nn.Parameter]:
+        """The weights that text comes in by: projections of its tokens, and what stands for "no text"."""
+        if self.spec.text_width is None:
+            return
+        yield from self.unet.text_to_cond.parameters()
+        yield self.unet.null_text_embed
+        if self.sketch is not None and self.sketch.words is not None:
+            yield from self.sketch.words.parameters()
+            yield self.sketch.places
+
+    def save_memory(self) -> None:
+        """Compute each block's activations again on the way back."""
+        self.checkpointing = True
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) from [0, 1] to [-1, 1]."""
+        return images * 2 - 1
+
+    def decode_images(self, x: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) from [-1, 1] to [0, 1]."""
+        return ((x + 1) / 2).clamp(0, 1).float().contiguous()
+
     def conditions(
-        self, image_embed: Tensor, text_encodings: Tensor | None, image_keep: Tensor, text_keep: Tensor
+        self,
+        image_embed: Tensor,
+        text_encodings: Tensor | None,
+        image_keep: Tensor,
+        text_keep: Tensor,
+        lowres: Tensor | None = None,
+        lowres_noise_level: Tensor | None = None,
     ) -> Conditions:
-        """What does not depend on the timestep, computed once per picture."""
+        """What does not depend on the timestep, computed once per picture.
+
+        Args:
+            lowres: the small picture in [-1, 1], (B, 3, h, w), or a crop of it; an upsampler's only.
+            lowres_noise_level: (B,), where `lowres_noise_cond` asks for it.
+        """
+        assert (lowres is None) == (self.spec.lowres_side_px is None)
+        assert (lowres_noise_level is None) != self.spec.lowres_noise_cond
         told = (*self._scaled(image_embed, text_encodings), image_keep, text_keep)
         return Conditions(
-            unet_conditions(self.unet, *told), None if self.sketch is None else self.sketch(*told)
+            unet_conditions(self.unet, *told),
+            None if self.sketch is None else self.sketch(*told),
+            None if lowres is None else self._enlarged(lowres),
+            lowres_noise_level,
         )
 
     def _scaled(self, image_embed: Tensor, text_encodings: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        return (
-            image_embed * self.spec.embed_scale,
-            text_encodings if self.spec.text_width is not None else None,
-        )
+        told = text_encodings if self.spec.text_width is not None else None
+        return image_embed * self.spec.embed_scale, told
+
+    def _enlarged(self, lowres: Tensor) -> Tensor:
+        # bilinear, as the upsamplers of Dhariwal and Nichol 2021 (arXiv 2105.05233) that the paper's are
+        assert self.spec.lowres_side_px is not None
+        sides = [side * self.spec.side_px // self.spec.lowres_side_px for side in lowres.shape[-2:]]
+        large = F.interpolate(lowres, sides, mode=self.spec.lowres_resize)
+        return F.pixel_unshuffle(large, self.spec.patch_px)
 
     def sketched(
         self, image_embed: Tensor, text_encodings: Tensor | None, image_keep: Tensor, text_keep: Tensor
@@ -104,16 +165,40 @@ class Decoder(nn.Module):
                 sketch = sketch + 0 * weight.sum()
         return sketch
 
-    def predict(self, x_t: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
-        """The network's prediction (B, 3, H, W), float32, of the kind that the spec names."""
-        shown = [F.pixel_unshuffle(x_t, self.spec.patch_px)]
+    def predict(
+        self, x_t: Tensor, t: Tensor, conditions: Conditions, self_cond: Tensor | None = None
+    ) -> Tensor:
+        """The network's prediction, float32, of the kind that the spec names.
+
+        Args:
+            x_t: (B, 3, H, W) in about [-1, 1]; t: (B,).
+            self_cond: (B, 3, H, W), the x_start predicted before; None shows zeros.
+        Returns:
+            (B, 3, H, W), or (B, 6, H, W) with the variance's fraction behind it.
+        """
+        patch_px = self.spec.patch_px
+        shown = [F.pixel_unshuffle(x_t, patch_px)]
         if self.spec.coordinate_bands:
             shown.append(self.places.to(x_t.dtype).expand(len(x_t), -1, -1, -1))
         if conditions.sketch is not None:
-            shown.append(F.pixel_unshuffle(conditions.sketch.to(x_t.dtype), self.spec.patch_px))
-        predicted = unet_forward(self.unet, torch.cat(shown, dim=1), t, conditions.unet)
-        predicted = F.pixel_shuffle(predicted.float(), self.spec.patch_px)
-        return predicted if conditions.sketch is None else predicted + conditions.sketch
+            shown.append(F.pixel_unshuffle(conditions.sketch.to(x_t.dtype), patch_px))
+        predicted = unet_forward(
+            self.unet,
+            torch.cat(shown, dim=1),
+            t,
+            conditions.unet,
+            conditions.lowres,
+            arithmetic=self.spec.arithmetic,
+            self_cond=None if self_cond is None else F.pixel_unshuffle(self_cond, patch_px),
+            lowres_noise_level=conditions.lowres_noise_level,
+            checkpointing=self.checkpointing and torch.is_grad_enabled(),
+        )
+        predicted = F.pixel_shuffle(predicted.float(), patch_px)
+        if conditions.sketch is None:
+            return predicted
+        if not self.spec.learned_variance:
+            return predicted + conditions.sketch
+        return torch.cat((predicted[:, :3] + conditions.sketch, predicted[:, 3:]), dim=1)
 
     def forward(
         self,
@@ -124,12 +209,16 @@ class Decoder(nn.Module):
         image_keep: Tensor,
         text_keep: Tensor,
         *,
+        lowres: Tensor | None = None,
+        lowres_noise_level: Tensor | None = None,
+        self_cond: Tensor | None = None,
         sketch_alone: bool = False,
     ) -> Tensor:
         """The training pass: noised pictures [-1, 1] (B, 3, H, W) at timesteps t (B,) to a prediction."""
+        told = (image_embed, text_encodings, image_keep, text_keep)
         if sketch_alone:
-            return self.sketched(image_embed, text_encodings, image_keep, text_keep)
-        return self.predict(x_t, t, self.conditions(image_embed, text_encodings, image_keep, text_keep))
+            return self.sketched(*told)
+        return self.predict(x_t, t, self.conditions(*told, lowres, lowres_noise_level), self_cond)
 
 
 def _build_unet(spec: DecoderSpec) -> Unet:
@@ -190,60 +279,6 @@ def _places(side: int, bands: int) -> Tensor:
         for wave in (torch.sin, torch.cos)
     ]
     return torch.stack(waves)[None] if waves else torch.zeros(1, 0, side, side)
-
-
-@torch.no_grad()
-def sample_images(
-    decoder: Decoder,
-    image_embed: Tensor,
-    text_encodings: Tensor | None,
-    *,
-    seeds: Sequence[int],
-    steps: int,
-    cond_scale: float,
-    sampler: SamplerName = "dpmpp_2m",
-) -> Tensor:
-    """Draw one picture per row.
-
-    Args:
-        image_embed: (B, D) unit length; text_encodings: (B, L, K) or None.
-        seeds: one a row; a picture depends on its own seed, not on its place in the batch.
-        steps: network evaluations per picture (twice as many rows when guided).
-        cond_scale: classifier-free guidance strength; 1.0 switches it off.
-    Returns:
-        (B, 3, side, side) float32 in [0, 1].
-    Paper: Ho and Salimans 2022 (arXiv 2207.12598), equation 6, with w = cond_scale - 1.
-    """
-    b, spec = len(image_embed), decoder.spec
-    device = image_embed.device
-    noise = torch.stack([_noise(seed, (3, spec.side_px, spec.side_px)) for seed in seeds]).to(device)
-    keep = torch.ones(b, dtype=torch.bool, device=device)
-    guided = cond_scale != 1.0
-    if guided:
-        image_embed = torch.cat((image_embed, image_embed))
-        text_encodings = None if text_encodings is None else torch.cat((text_encodings, text_encodings))
-        keep = torch.cat((keep, ~keep))
-    conditions = decoder.conditions(image_embed, text_encodings, keep, keep)
-    schedule = decoder.noise_schedule
-
-    def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-        if guided:
-            both = decoder.predict(torch.cat((x_t, x_t)), torch.cat((t, t)), conditions)
-            with_condition, without = both.chunk(2)
-            predicted = without + (with_condition - without) * cond_scale
-        else:
-            predicted = decoder.predict(x_t, t, conditions)
-        return to_x_start(spec.prediction, predicted, x_t, schedule.alpha(t, 4), schedule.sigma(t, 4)).clamp(
-            -1, 1
-        )
-
-    drawn = SAMPLERS[sampler](denoise, noise, schedule, steps)
-    return ((drawn + 1) / 2).clamp(0, 1).contiguous()
-
-
-def _noise(seed: int, shape: tuple[int, ...]) -> Tensor:
-    # drawn on the CPU, so that a seed gives the same logo on every device
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def load_decoder(place: str | Path) -> tuple[Decoder, str, dict[str, Any]]:

@@ -14,25 +14,12 @@ from crest.models.decoder import load_decoder
 from crest.world import Draw, open_world
 from decoder_train.config import DecoderTrainConfig
 from decoder_train.data import DecoderBatch
-from decoder_train.stage import DecoderStage, stratified
+from decoder_train.stage import DecoderStage
 
 
 def stage(tiny_world: Any, tmp_path: Path, **changes: Any) -> DecoderStage:
     values = tiny_world.config("decoder_train", tmp_path / "run", **changes)
     return DecoderStage(DecoderTrainConfig.model_validate_json(json.dumps(values, default=str)))
-
-
-def test_eight_neighbours_see_eight_parts_of_the_timesteps() -> None:
-    t = torch.cat([stratified(Draw(1, step, 0, 32), 1000) for step in range(200)])
-    assert (t.view(-1, 8) // 125 == torch.arange(8)).all()
-    assert float(t.float().mean()) == pytest.approx(499.5, abs=3)
-    assert int(t.min()) < 5
-    assert int(t.max()) > 994
-
-
-def test_timesteps_belong_to_the_sample_not_to_the_process() -> None:
-    whole = stratified(Draw(1, 3, 0, 24), 1000)
-    assert torch.equal(torch.cat([stratified(Draw(1, 3, first, 12), 1000) for first in (0, 12)]), whole)
 
 
 class Watching(nn.Module):
@@ -50,7 +37,7 @@ class Watching(nn.Module):
         text: Tensor,
         image_keep: Tensor,
         text_keep: Tensor,
-        sketch_alone: bool,
+        sketch_alone: bool = False,
     ) -> Tensor:
         self.kept.append((image_keep, text_keep))
         return torch.zeros_like(x)
