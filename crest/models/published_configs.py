@@ -187,6 +187,8 @@ def _decoder(whole: Fields, unet_number: int) -> Translation:
         "text_cond_drop_prob": section.number("text_cond_drop_prob", "model.text_cond_drop_prob", 0.5),
         "both_cond_drop_prob": 0.0,
     }
+    model |= _weights(section, index, spec)
+    model |= _blur(section, index)
     _only_as_here(section)
     section.close(NEWER)
     run, optim, splits = training(whole, "decoder", index)
@@ -260,6 +262,39 @@ def _unet(unet: Fields, index: int) -> dict[str, Any]:
     return spec
 
 
+def _weights(section: Fields, index: int, spec: Mapping[str, Any]) -> dict[str, Any]:
+    """How timesteps and the bound of a learned variance weigh in the loss."""
+    model: dict[str, Any] = {}
+    gamma = nth(section.take("p2_loss_weight_gamma", "model.p2_gamma", 0.0), index)
+    p2_k = section.number("p2_loss_weight_k", "model.p2_k", 1.0)
+    if gamma:
+        model |= {"p2_gamma": gamma, "p2_k": p2_k}
+    to = "model.variance_weight, over timesteps, because the library weighs one term and not their sum"
+    weight = section.number("vb_loss_weight", to, 0.001, as_is=False)
+    if spec["learned_variance"]:
+        model["variance_weight"] = weight / spec["timesteps"]
+    return model
+
+
+def _blur(section: Fields, index: int) -> dict[str, Any]:
+    """How an upsampler's small picture is blurred in training."""
+    to = "model.lowres_blur_prob, 0 where false"
+    blurred = section.take("use_blur_for_lowres_cond", to, True, as_is=False)
+    share = section.number("blur_prob", "model.lowres_blur_prob", 0.5)
+    sigma = section.take("blur_sigma", "model.lowres_blur_sigma", 0.6)
+    kernel_px = section.take("blur_kernel_size", "model.lowres_blur_kernel_px", 3)
+    if not index:
+        return {}
+    if isinstance(kernel_px, list):
+        raise section.refused("blur_kernel_size", repr(kernel_px), "one odd number")
+    return {
+        # the library's list leaves out the first U-Net, which is shown no picture
+        "lowres_blur_prob": share if nth(blurred, index - 1, False) else 0.0,
+        "lowres_blur_sigma": sigma if isinstance(sigma, list) else [sigma, sigma],
+        "lowres_blur_kernel_px": kernel_px,
+    }
+
+
 def _only_as_here(section: Fields) -> None:
     section.must_be("channels", 3, because="pictures are RGB")
     section.must_be("loss_type", "l2", because="the loss is the squared error")
@@ -269,9 +304,6 @@ def _only_as_here(section: Fields) -> None:
     section.must_be("random_crop_sizes", because="whole pictures are trained on")
     section.must_be("auto_normalize_img", True, because="pictures are [0, 1] outside and [-1, 1] inside")
     section.must_be("learned_variance_constrain_frac", False, because="the fraction is unbounded")
-    section.must_be("vb_loss_weight", 0.001, because="the bound weighs 0.001, as in the paper")
-    section.must_be("p2_loss_weight_gamma", 0, 0.0, because="every timestep weighs alike")
-    section.without_meaning("only used with p2_loss_weight_gamma", "p2_loss_weight_k")
     section.must_be("use_dynamic_thres", False, because="x_start is clipped to [-1, 1]")
     section.without_meaning("only used with use_dynamic_thres", "dynamic_thres_percentile")
     section.must_be("clip_denoised", True, because="x_start is clipped to [-1, 1]")
@@ -280,15 +312,8 @@ def _only_as_here(section: Fields) -> None:
         "how a picture is drawn is asked of generate", "sample_timesteps", "ddim_sampling_eta"
     )
     section.without_meaning("no CLIP is in the loop: embeddings come from files", "clip_adapter_overrides")
-    section.without_meaning(
-        "how the small picture is blurred and noised is set in data of decoder_train",
-        "use_blur_for_lowres_cond",
-        "lowres_downsample_first",
-        "blur_prob",
-        "blur_sigma",
-        "blur_kernel_size",
-        "lowres_noise_sample_level",
-    )
+    section.must_be("lowres_downsample_first", True, because="an upsampler learns from small pictures")
+    section.without_meaning("how a picture is drawn is asked of generate", "lowres_noise_sample_level")
 
 
 def _clip(section: Fields) -> str | None:
@@ -296,8 +321,12 @@ def _clip(section: Fields) -> str | None:
     if section.values.get("clip") is None:
         return None
     clip = section.section("clip")
-    to = "data.embeddings, which must be of this CLIP:"
-    name = f"{clip.take('make', to, 'openai')} {clip.take('model', to, 'ViT-L/14')}"
+    to = "data.embeddings, which must be made with this CLIP"
+    make, model = (
+        clip.take("make", to, "openai", as_is=False),
+        clip.take("model", to, "ViT-L/14", as_is=False),
+    )
+    name = f"{make} {model}"
     clip.without_meaning("embeddings come from files", "base_model_kwargs")
     clip.close(NEWER)
     return name

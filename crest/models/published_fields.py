@@ -42,15 +42,15 @@ class Fields:
     lines: list[Line]
     seen: set[str] = field(default_factory=set)
 
-    def take(self, name: str, to: str, default: Any = None) -> Any:
-        """A field that is our setting `to`; null and absent mean its default."""
+    def take(self, name: str, to: str, default: Any = None, *, as_is: bool = True) -> Any:
+        """A field that is our setting `to`, as it is or as `to` tells; null and absent mean its default."""
         self.seen.add(name)
         value = self.values.get(name)
         if value is None:
             if name in self.values:
                 self._line(name, f"{to}: null, which there means {default!r}", True)
             return default
-        self._line(name, f"{to} = {value!r}", True)
+        self._line(name, f"{to} = {value!r}" if as_is else to, True)
         return value
 
     def without_meaning(self, reason: str, *names: str) -> None:
@@ -108,13 +108,13 @@ class Fields:
             f"{self.file}: {self._dotted(name)}: found {found}, expected {expected}; change it there."
         )
 
-    def number(self, name: str, to: str, default: Any = None) -> Any:
+    def number(self, name: str, to: str, default: Any = None, *, as_is: bool = True) -> Any:
         """`take`, for a number.
 
         Raises:
             ConfigError: something else.
         """
-        value = self.take(name, to, default)
+        value = self.take(name, to, default, as_is=as_is)
         if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
             raise self.refused(name, repr(value), "a number")
         return value

@@ -15,6 +15,7 @@ def training(
     run: dict[str, Any] = {"dir": f"out/laion/runs/{kind}" + (f"_{index + 1}" if index else "")}
     optim: dict[str, Any] = {"lr": 1e-4 if kind == "decoder" else 1.1e-4, "batch_size": 64}
     splits, samples, share = None, None, 1.0
+    counted = "run.steps, samples over optim.batch_size"
     if "seed" in whole.values:
         run["seed"] = whole.number("seed", "run.seed", 0)
     if "data" in whole.values:
@@ -24,7 +25,7 @@ def training(
             splits = _splits(data.section("splits"))
             share = splits[0]
         if kind == "prior":
-            samples = data.number("num_data_points", "run.steps", 250_000_000)
+            samples = data.number("num_data_points", counted, 250_000_000, as_is=False)
         _data_without_meaning(data)
         data.close(NEWER)
     if "train" in whole.values:
@@ -32,12 +33,12 @@ def training(
         _optim(train, optim, kind, index)
         if "random_seed" in train.values:
             run["seed"] = train.number("random_seed", "run.seed", 0)
-        if train.take("amp", "run.precision", False):
+        if train.take("amp", "run.precision, fp16 where true", False, as_is=False):
             run["precision"] = "fp16"
-        epochs = train.number("epochs", "run.steps", 1 if kind == "prior" else 20)
+        epochs = train.number("epochs", counted, 1 if kind == "prior" else 20, as_is=False)
         if kind == "decoder":
-            samples, share = train.number("epoch_samples", "run.steps"), 1.0
-            every = train.number("save_every_n_samples", "run.save_every", 100_000)
+            samples, share = train.number("epoch_samples", counted, as_is=False), 1.0
+            every = train.number("save_every_n_samples", "run.save_every, in steps", 100_000, as_is=False)
             run["save_every"] = max(1, int(every) // optim["batch_size"])
         if samples:
             run["steps"] = max(1, int(epochs * samples * share) // optim["batch_size"])
@@ -60,7 +61,7 @@ def _optim(train: Fields, optim: dict[str, Any], kind: str, index: int) -> None:
         optim[to] = nth(train.take(name, f"optim.{to}", default[name]), index)
     optim["warmup_steps"] = int(nth(train.take("warmup_steps", "optim.warmup_steps", 0), index))
     optim["schedule"] = "constant"
-    averaged = train.take("use_ema", "optim.ema_decay", True)
+    averaged = train.take("use_ema", "optim.ema_decay, 0 where false", True, as_is=False)
     decay = train.number("ema_beta", "optim.ema_decay", 0.99)
     optim["ema_decay"] = decay if averaged else 0.0
 
@@ -111,12 +112,12 @@ def _train_without_meaning(train: Fields) -> None:
 
 def _splits(section: Fields) -> tuple[float, float, float]:
     shares = tuple(
-        float(
-            section.number(
-                name, "the split, which python -m scraper.pack decides by a picture's hash", default
-            )
+        float(section.number(name, f"{to} of the scraper's config", default, as_is=False))
+        for name, to, default in (
+            ("train", "what is left by pack.val_share and pack.test_share", 0.75),
+            ("val", "pack.val_share", 0.15),
+            ("test", "pack.test_share", 0.1),
         )
-        for name, default in (("train", 0.75), ("val", 0.15), ("test", 0.1))
     )
     section.close(NEWER)
     # in floats .7 + .2 + .1 is 0.9999999999999999, which upstream refuses
