@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,9 @@ from torch.utils.checkpoint import checkpoint
 
 from crest.config import Arithmetic
 from crest.models.fast_attention import layer_norm, multi_query_attention
+
+WRITTEN_OUT: Final = 1 << 24
+"""Scores of self-attention (batch x heads x places x places) up to which a CPU keeps them all."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,8 @@ def unet_forward(
     fmaps: list[Tensor] = []
     for start, blocks, attention, upsample in unet.ups:
         for other in (start, *blocks):
-            x = block(other, torch.cat((x, skips.pop() * unet.skip_connect_scale), dim=1), outer)
+            skip = skips.pop() if unet.skip_connect_scale == 1 else skips.pop() * unet.skip_connect_scale
+            x = block(other, torch.cat((x, skip), dim=1), outer)
         x = attend(attention, x)
         fmaps.append(x)
         x = upsample(x)
@@ -159,18 +163,23 @@ def _resumed(checkpointing: bool, function: Callable[..., Tensor], *args: Any) -
 
 
 def _downsample(module: Any, x: Tensor) -> Tensor:
-    # the library's pixel-unshuffle and 1x1 convolution are one 2x2 convolution of stride 2
-    if (
-        isinstance(module, torch.nn.Sequential)
-        and len(module) == 2
-        and isinstance(module[1], torch.nn.Conv2d)
-    ):
-        conv = module[1]
-        out, channels = conv.weight.shape[0], conv.weight.shape[1] // 4
-        weight = conv.weight.view(out, channels, 2, 2)
-        return F.conv2d(x, weight, conv.bias, stride=2)
-    result: Tensor = module(x)
-    return result
+    """The library's pixel-unshuffle and 1x1 convolution as one 2x2 convolution of stride 2.
+
+    Saves the copy of the unshuffled picture. In low precision on a CPU, where oneDNN's gradient of such a
+    convolution's weight is slow, a matrix product of patches takes its place.
+    """
+    if not isinstance(module, torch.nn.Sequential):  # one convolution, of 4x4 as in 1.1 or of several sizes
+        result: Tensor = module(x)
+        return result
+    conv: Any = module[1]
+    out, channels = conv.weight.shape[0], conv.weight.shape[1] // 4
+    if x.dtype == torch.float32 or x.device.type != "cpu":
+        return F.conv2d(x, conv.weight.view(out, channels, 2, 2), conv.bias, stride=2)
+    b, _, height, width = x.shape
+    patches = x.permute(0, 2, 3, 1).reshape(b, height // 2, 2, width // 2, 2, channels).transpose(2, 3)
+    weight = conv.weight.view(out, channels, 4).transpose(1, 2).reshape(out, 4 * channels)
+    down = F.linear(patches.reshape(b, height // 2, width // 2, 4 * channels), weight, conv.bias)
+    return down.permute(0, 3, 1, 2)
 
 
 def _block(block: Any, x: Tensor, scale_shift: Tensor | None) -> Tensor:
@@ -196,6 +205,11 @@ def _resnet_block(module: Any, x: Tensor, time: Tensor, tokens: Tensor | None) -
 
 
 def _cross_attention(module: Any, x: Tensor, context: Tensor | None) -> Tensor:
+    """What a picture's places (B, N, C) take from the condition tokens (B, L, K).
+
+    Where tokens are few, keys absorb the query's projection and values that of the output: two thirds of the
+    products less. Then heads stand last, because a softmax over the last seven numbers is not vectorised.
+    """
     assert context is not None
     if module.cosine_sim:
         out: Tensor = module(x, context)
@@ -209,19 +223,15 @@ def _cross_attention(module: Any, x: Tensor, context: Tensor | None) -> Tensor:
     keys, dim_head = key.shape[1], key.shape[-1]
     x = layer_norm(module.norm, x)
     projection, norm = module.to_out
-    if heads * keys <= 2 * heads * dim_head:
-        # few keys: fold W_q into the keys and W_out into the values
+    if keys <= 2 * dim_head:
         query_weight = module.to_q.weight.view(heads, dim_head, width)
         out_weight = projection.weight.view(width, heads, dim_head)
-        folded_key = torch.einsum("bmhe,hed->bdhm", key, query_weight.to(key.dtype)).reshape(
-            b, width, heads * keys
-        )
-        folded_value = torch.einsum("bmhe,dhe->bhmd", value, out_weight.to(value.dtype)).reshape(
-            b, heads * keys, width
-        )
-        weights = (torch.bmm(x.to(folded_key.dtype), folded_key) * module.scale).view(b, n, heads, keys)
-        weights = weights.float().softmax(dim=-1).to(folded_value.dtype).view(b, n, heads * keys)
-        return layer_norm(norm, torch.bmm(weights, folded_value))
+        folded_key = torch.einsum("bmhe,hed->bdmh", key * module.scale, query_weight.to(key.dtype))
+        folded_value = torch.einsum("bmhe,dhe->bmhd", value, out_weight.to(value.dtype))
+        scores = torch.bmm(x.to(key.dtype), folded_key.reshape(b, width, keys * heads))
+        weights = scores.view(b, n, keys, heads).softmax(dim=2).to(value.dtype)
+        mixed = torch.bmm(weights.view(b, n, keys * heads), folded_value.reshape(b, keys * heads, width))
+        return layer_norm(norm, mixed)
     query = module.to_q(x).view(b, n, heads, dim_head).transpose(1, 2)
     mixed = F.scaled_dot_product_attention(
         query, key.transpose(1, 2), value.transpose(1, 2), scale=module.scale
@@ -235,10 +245,33 @@ def _self_attention(module: Any, x: Tensor, arithmetic: Arithmetic) -> Tensor:
     attention = module.fn
     if isinstance(attention, LinearAttention):
         return x + _linear_attention(attention, x, arithmetic)
+    attention = attention.fn
     b, c, height, width = x.shape
     rows = x.permute(0, 2, 3, 1).reshape(b, height * width, c)
-    rows = rows + multi_query_attention(attention.fn, rows, None, arithmetic=arithmetic)
+    scores = b * attention.heads * rows.shape[1] ** 2
+    if x.device.type == "cpu" and scores <= WRITTEN_OUT and not attention.cosine_sim:
+        rows = rows + _written_out_attention(attention, rows, arithmetic)
+    else:
+        rows = rows + multi_query_attention(attention, rows, None, arithmetic=arithmetic)
     return rows.view(b, height, width, c).permute(0, 3, 1, 2)
+
+
+def _written_out_attention(module: Any, x: Tensor, arithmetic: Arithmetic) -> Tensor:
+    """Self-attention as two matrix products, all heads at once, because they share one key and value.
+
+    On a CPU, forward and backward take half the time of the fused kernel, and the memory of all scores.
+    """
+    b, n, _ = x.shape
+    x = layer_norm(module.norm, x)
+    key, value = module.to_kv(x).chunk(2, dim=-1)
+    null_key, null_value = (row.to(key.dtype).expand(b, 1, -1) for row in module.null_kv)
+    key, value = torch.cat((null_key, key), dim=1), torch.cat((null_value, value), dim=1)
+    # 1.15 multiplies query and key by the root of the scale, on top of the query's own factor
+    key = key * (module.scale**2 if arithmetic == "1.15" else module.scale)
+    query = module.to_q(x).view(b, n * module.heads, -1)
+    weights = torch.bmm(query, key.transpose(1, 2)).softmax(dim=-1).to(value.dtype)
+    projection, norm = module.to_out
+    return layer_norm(norm, projection(torch.bmm(weights, value).view(b, n, -1)))
 
 
 def _channel_norm(norm: Any, x: Tensor) -> Tensor:
