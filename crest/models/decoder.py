@@ -23,6 +23,7 @@ from crest.errors import ConfigError
 from crest.models.decoder_sampling import sample_images
 from crest.models.decoder_spec import DecoderSpec, refuse_misfits
 from crest.models.fast import UnetConditions, unet_conditions, unet_forward
+from crest.models.fingerprint import verify
 from crest.models.sketch import Sketch
 
 __all__ = ["KIND", "Decoder", "DecoderSpec", "load_decoder", "sample_images"]
@@ -291,4 +292,5 @@ def load_decoder(place: str | Path) -> tuple[Decoder, str, dict[str, Any]]:
     card = read_card(path, KIND)
     decoder = Decoder(card_spec(path, card, DecoderSpec))
     load_weights(decoder, path)
+    verify(decoder, card, str(path))
     return decoder, short_hash(path), card

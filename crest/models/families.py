@@ -21,6 +21,7 @@ from crest.errors import ConfigError, WeightsError
 
 if TYPE_CHECKING:
     from crest.models.clip import TextFeatures
+from crest.models.fingerprint import verify
 
 KIND_PRIOR, KIND_DECODER = "prior", "decoder"
 DEFAULT = "crest"
@@ -341,4 +342,5 @@ def _load(
     door = doors[name]()
     model = door.model_class(card_spec(path, card, door.spec_class))
     load_weights(as_module(model), path)
+    verify(as_module(model), card, str(path))
     return model, short_hash(path), card

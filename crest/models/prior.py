@@ -23,6 +23,7 @@ from crest.diffusion.sampling import SAMPLERS
 from crest.errors import ConfigError
 from crest.models.clip import TextFeatures
 from crest.models.fast_prior import prior_forward
+from crest.models.fingerprint import verify
 from crest.models.prior_spec import PriorSpec, refuse_misfits
 
 __all__ = ["KIND", "Prior", "PriorSpec", "load_prior", "sample_image_embed"]
@@ -193,4 +194,5 @@ def load_prior(place: str | Path) -> tuple[Prior, str, dict[str, Any]]:
     card = read_card(path, KIND)
     prior = Prior(card_spec(path, card, PriorSpec))
     load_weights(prior, path)
+    verify(prior, card, str(path))
     return prior, short_hash(path), card
