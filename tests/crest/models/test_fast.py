@@ -1,16 +1,25 @@
 """The faster U-Net equals the library's own, in values and in gradients."""
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
-from dalle2_pytorch.dalle2_pytorch import Unet
+from dalle2_pytorch.dalle2_pytorch import Attention, Downsample, LinearAttention, Unet
 from torch import Tensor
 
-from crest.models.fast import unet_conditions, unet_forward
+from crest.config import Arithmetic
+from crest.models.fast import (
+    _downsample,
+    _linear_attention,
+    _written_out_attention,
+    unet_conditions,
+    unet_forward,
+)
+from crest.models.fast_attention import multi_query_attention
 from tests.crest.models.same_as_library import assert_like, assert_same_gradients, stirred
 
 B, D, L, K = 3, 12, 5, 10
+ARITHMETICS: tuple[Arithmetic, ...] = get_args(Arithmetic)
 
 UNETS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -86,20 +95,140 @@ def test_a_condition_is_dropped_for_its_own_row_alone() -> None:
     assert not torch.allclose(alike["none"], alike["text"], atol=1e-4)
 
 
-def test_unet_with_a_low_resolution_picture_is_the_librarys() -> None:
-    unet = unet_of({"lowres_cond": True, "memory_efficient": True})
+FURTHER: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "lowres": ({"lowres_cond": True, "memory_efficient": True}, ("lowres",)),
+    "lowres, noised": ({"lowres_cond": True, "lowres_noise_cond": True}, ("lowres", "lowres_noise_level")),
+    "self-conditioned": ({"self_cond": True}, ("self_cond",)),
+    "self-conditioned, not yet": ({"self_cond": True}, ()),
+    "all": (
+        {"self_cond": True, "lowres_cond": True, "lowres_noise_cond": True, "init_cross_embed": True},
+        ("lowres", "lowres_noise_level", "self_cond"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FURTHER)
+def test_unet_with_further_inputs_is_the_librarys(name: str) -> None:
+    settings, given = FURTHER[name]
+    unet = unet_of(settings)
     inputs, t = unet_inputs(text=True), torch.tensor([1, 2, 3])
-    lowres = torch.randn(B, 3, 8, 8)
+    draw = torch.Generator().manual_seed(4)
+    further: dict[str, Any] = {
+        "lowres": torch.randn(B, 3, 8, 8, generator=draw).requires_grad_(),
+        "self_cond": torch.randn(B, 3, 8, 8, generator=draw).requires_grad_(),
+        "lowres_noise_level": torch.tensor([200, 10, 999]),
+    }
+    further = {key: value for key, value in further.items() if key in given}
     theirs = unet(
         inputs["x"],
         t,
         image_embed=inputs["image_embed"],
         text_encodings=inputs["text_encodings"],
-        lowres_cond_img=lowres,
+        **{"lowres_cond_img" if key == "lowres" else key: value for key, value in further.items()},
     )
     keep = torch.ones(B, dtype=torch.bool)
     conditions = unet_conditions(unet, inputs["image_embed"], inputs["text_encodings"], keep, keep)
-    assert_like(unet_forward(unet, inputs["x"], t, conditions, lowres), theirs, "lowres")
+    ours = unet_forward(unet, inputs["x"], t, conditions, **further)
+    assert_like(ours, theirs, name)
+    learnt = {key: value for key, value in further.items() if value.requires_grad}
+    assert_same_gradients(unet, ours, theirs, {**inputs, **learnt})
+
+
+@pytest.mark.parametrize("name", ["self-attention everywhere", "linear attention", "many keys"])
+def test_checkpointing_keeps_less_and_changes_nothing(name: str) -> None:
+    unet, t = unet_of(UNETS[name]), torch.tensor([1, 2, 3])
+    inputs = unet_inputs(text=True)
+    keep = torch.ones(B, dtype=torch.bool)
+    kept: dict[bool, int] = {}
+    outs: dict[bool, Tensor] = {}
+    for checkpointing in (False, True):
+        sizes: list[int] = []
+
+        def keeping(tensor: Tensor, sizes: list[int] = sizes) -> Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keeping, lambda tensor: tensor):
+            conditions = unet_conditions(unet, inputs["image_embed"], inputs["text_encodings"], keep, keep)
+            outs[checkpointing] = unet_forward(unet, inputs["x"], t, conditions, checkpointing=checkpointing)
+        kept[checkpointing] = sum(sizes)
+    assert kept[True] < kept[False] / 3
+    assert_same_gradients(unet, outs[True], outs[False], inputs)
+
+
+def predicted(unet: Any, inputs: dict[str, Tensor], **settings: Any) -> Tensor:
+    keep, t = torch.ones(B, dtype=torch.bool), torch.tensor([1, 500, 999])
+    conditions = unet_conditions(unet, inputs["image_embed"], inputs.get("text_encodings"), keep, keep)
+    return unet_forward(unet, inputs["x"], t, conditions, **settings)
+
+
+def test_release_1_1_divides_by_the_root_of_a_heads_width() -> None:
+    # 1.15 divides by the width itself: queries that are longer by its root make up for it
+    unet, inputs = unet_of({"self_attn": True, "memory_efficient": True}), unet_inputs(text=True)
+    ours = predicted(unet, inputs, arithmetic="1.1")
+    assert not torch.allclose(ours, predicted(unet, inputs), atol=1e-3)
+    for name, weight in unet.named_parameters():
+        if name.endswith("to_q.weight") and "cross_attn" not in name:
+            weight.data *= 8**0.5
+    theirs = unet(
+        inputs["x"],
+        torch.tensor([1, 500, 999]),
+        image_embed=inputs["image_embed"],
+        text_encodings=inputs["text_encodings"],
+    )
+    assert_like(ours, theirs, "1.1")
+
+
+def test_release_1_1_halves_a_picture_by_one_convolution() -> None:
+    unet, inputs = unet_of({"memory_efficient": True}), unet_inputs(text=True)
+    for level in unet.downs:
+        found = level[0][1]
+        level[0] = stirred(torch.nn.Conv2d(found.in_channels // 4, found.out_channels, 4, 2, 1))
+    theirs = unet(
+        inputs["x"],
+        torch.tensor([1, 500, 999]),
+        image_embed=inputs["image_embed"],
+        text_encodings=inputs["text_encodings"],
+    )
+    assert_like(predicted(unet, inputs), theirs, "4x4")
+
+
+def test_release_1_1_leaves_the_values_of_linear_attention_as_they_are() -> None:
+    module = stirred(LinearAttention(6, dim_head=4, heads=2))
+    x = torch.randn(B, 6, 4, 4)
+    query, key, value = module.to_qkv(module.norm(x)).view(B, 3, 2, 4, 16).unbind(1)
+    context = torch.einsum("bhdn,bhen->bhde", key.softmax(dim=-1), value)
+    mixed = torch.einsum("bhde,bhdn->bhen", context, query.softmax(dim=-2) * 4**-0.5)
+    wanted = module.to_out(module.nonlin(mixed.reshape(B, 8, 4, 4)))
+    assert_like(_linear_attention(module, x, "1.1"), wanted, "1.1")
+    assert_like(_linear_attention(module, x, "1.15"), module(x), "1.15")
+
+
+def test_attention_written_out_is_the_fused_one() -> None:
+    module = stirred(Attention(12, dim_head=8, heads=3, cosine_sim=False))
+    x = torch.randn(B, 16, 12).requires_grad_()
+    for arithmetic in ARITHMETICS:
+        fused = multi_query_attention(module, x, None, arithmetic=arithmetic)
+        ours = _written_out_attention(module, x, arithmetic)
+        assert_like(ours, fused, arithmetic)
+        assert_same_gradients(module, ours, fused, {"x": x})
+
+
+def test_downsampling_by_patches_is_the_librarys() -> None:
+    # what low precision takes on a CPU; here in double, so that a mistake is no rounding
+    module = stirred(Downsample(6, 10)).double()
+    x = torch.randn(B, 6, 8, 4, dtype=torch.float64).requires_grad_()
+    ours, theirs = _downsample(module, x), module(x)
+    assert float((ours - theirs).detach().abs().max()) < 1e-12
+    assert_same_gradients(module, ours, theirs, {"x": x})
+
+
+def test_low_precision_is_near() -> None:
+    unet, inputs = unet_of({"memory_efficient": True, "self_attn": True}), unet_inputs(text=True)
+    wanted = predicted(unet, inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = predicted(unet, inputs)
+    assert 0 < float((found.float() - wanted).detach().norm() / wanted.detach().norm()) < 0.05
 
 
 def test_text_longer_than_the_unet_reads_is_cut_as_the_library_cuts_it() -> None:
