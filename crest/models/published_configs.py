@@ -189,6 +189,8 @@ def _decoder(whole: Fields, unet_number: int) -> Translation:
     }
     model |= _weights(section, index, spec)
     model |= _blur(section, index)
+    if (crop_px := nth(section.take("random_crop_sizes", "model.crop_px"), index)) is not None:
+        model["crop_px"] = crop_px
     _only_as_here(section)
     section.close(NEWER)
     run, optim, splits = training(whole, "decoder", index)
@@ -301,7 +303,6 @@ def _only_as_here(section: Fields) -> None:
     section.must_be("unconditional", False, because="a decoder is shown an image embedding")
     section.must_be("vae", (), because="diffusion runs in pixels")
     section.must_be("predict_x_start_for_latent_diffusion", False, because="diffusion runs in pixels")
-    section.must_be("random_crop_sizes", because="whole pictures are trained on")
     section.must_be("auto_normalize_img", True, because="pictures are [0, 1] outside and [-1, 1] inside")
     section.must_be("learned_variance_constrain_frac", False, because="the fraction is unbounded")
     section.must_be("use_dynamic_thres", False, because="x_start is clipped to [-1, 1]")
