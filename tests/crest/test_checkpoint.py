@@ -257,6 +257,9 @@ def test_the_weights_file_names_its_kind_inside(tmp_path: Path) -> None:
 MAY_NAME_PICKLE = (
     "crest/models/hub_captioner.py",  # the error that transformers raises when weights are not plain tensors
     "tests/crest/models/test_hub_captioner.py",  # weights of the older form, and a hostile one, to be refused
+    "tests/crest/torch_saved.py",  # files as torch.save writes them
+    "tests/crest/test_pickles.py",  # the same
+    "tests/crest/test_hostile_pickles.py",  # proof that an attack works elsewhere
     "crest/models/clip_files.py",  # published .pt files, by weights_only: others are refused
     "tests/crest/models/test_clip_files.py",  # such files, and hostile ones, to be refused
     "tests/crest/models/test_clip_interchange.py",  # tensors back from a process of its own
