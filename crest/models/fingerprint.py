@@ -35,7 +35,7 @@ def fingerprint(model: nn.Module) -> str:
 
 @torch.no_grad()
 def probe(model: nn.Module) -> list[float]:
-    """What the network answers to a fixed question: eight of its numbers, and their length."""
+    """What the network answers to a fixed question: sixteen of its numbers, and the size of all."""
     spec: Any = model.spec
     was_training = model.training
     model.eval()
@@ -43,8 +43,8 @@ def probe(model: nn.Module) -> list[float]:
         answer = _asked(model, 1, int(spec.timesteps * 0.4), 0)[1].flatten().double()
     finally:
         model.train(was_training)
-    some = answer[:: max(1, len(answer) // 8)][:8]
-    return [*(float(value) for value in some), float(answer.norm())]
+    some = answer[:: max(1, len(answer) // 16)][:16]
+    return [*(float(value) for value in some), float(answer.square().mean().sqrt())]
 
 
 def verify(model: nn.Module, card: Mapping[str, Any], file: str) -> None:
@@ -115,7 +115,8 @@ def _asked(model: nn.Module, count: int, t: int, seed: int) -> tuple[Tensor, Ten
     side = min(spec.side_px, max(32, spec.stride_px))
     shown = {}
     if spec.lowres_side_px is not None:
-        shown["lowres"] = draw(count, 3, side, side).clamp(-1, 1)
+        small = side * spec.lowres_side_px // spec.side_px
+        shown["lowres"] = draw(count, 3, small, small).clamp(-1, 1)
         if spec.lowres_noise_cond:
             shown["lowres_noise_level"] = torch.full((count,), 100, device=device)
     x_t = draw(count, 3, side, side)
