@@ -1,4 +1,4 @@
-"""The contract of the door: every family of priors and decoders trains through the unchanged stages and draws."""
+"""The contract of the door: every family trains through the unchanged stages, and draws."""
 
 import json
 from collections.abc import Callable, Iterator
