@@ -102,9 +102,16 @@ def convert(published: Published, folder: Path, source: str = "") -> Path:
     return export_weights(folder, published.model, published.card(source), half=half)
 
 
+def read_published(
+    file: Path, config: Path | None = None, *, unet_number: int = 1, trained: bool = True
+) -> Published:
+    """A published model from its file and the JSON beside it; see `fill`."""
+    return fill(_read(file), config, file=str(file), unet_number=unet_number, trained=trained)
+
+
 def load_published_prior(file: Path, config: Path | None = None, *, trained: bool = True) -> Prior:
-    """A published prior from its file and the JSON beside it; see `fill`."""
-    model = fill(_read(file), config, file=str(file), trained=trained).model
+    """`read_published`, for a prior."""
+    model = read_published(file, config, trained=trained).model
     if not isinstance(model, Prior):
         raise WeightsError(f"{file}: its config is a decoder's, expected a prior's; name the right one.")
     return model
@@ -113,8 +120,8 @@ def load_published_prior(file: Path, config: Path | None = None, *, trained: boo
 def load_published_decoder(
     file: Path, config: Path | None = None, *, unet_number: int = 1, trained: bool = True
 ) -> Decoder:
-    """A published decoder from its file and the JSON beside it; see `fill`."""
-    model = fill(_read(file), config, file=str(file), unet_number=unet_number, trained=trained).model
+    """`read_published`, for a decoder."""
+    model = read_published(file, config, unet_number=unet_number, trained=trained).model
     if not isinstance(model, Decoder):
         raise WeightsError(f"{file}: its config is a prior's, expected a decoder's; name the right one.")
     return model

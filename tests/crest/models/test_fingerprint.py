@@ -10,6 +10,7 @@ from packaging.version import Version
 from torch import Tensor, nn
 
 from crest.checkpoint import locate_weights, read_card
+from crest.convert import convert_file, main
 from crest.errors import ConfigError, WeightsError
 from crest.models.clip import TextFeatures
 from crest.models.decoder import Decoder
@@ -218,7 +219,7 @@ def test_container_with_version_and_config_needs_no_json(tmp_path: Path) -> None
         assert off(prior(asked["x_t"], asked["t"], *told), prior_answer(asked["x_t"], asked["t"])) < 1e-6
 
 
-def test_raw_file_takes_its_json_and_says_so_where_there_is_none(tmp_path: Path) -> None:
+def test_raw_file_takes_its_json_and_is_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config, number = config_of("upsampler")
     file, json_path = tmp_path / "latest.pth", tmp_path / "config.json"
     torch.save(state_dict("upsampler"), file)
@@ -227,5 +228,11 @@ def test_raw_file_takes_its_json_and_says_so_where_there_is_none(tmp_path: Path)
     assert probe(decoder) == probe(published("upsampler").model)
     with pytest.raises(WeightsError, match="holds no config; name the JSON"):
         load_published_decoder(file, unet_number=number, trained=False)
+    convert_file(file, json_path, tmp_path / "ours", number, trained=False)
+    assert "decoder, 183 tensors, arithmetic 1.1" in capsys.readouterr().out
+    assert probe(load("upsampler", tmp_path / "ours")) == pytest.approx(probe(decoder), rel=1e-6)
+    # a command has no such switch: random weights are refused
+    assert main([str(file), "--config", str(json_path), "--unet-number", "2", "--out", str(tmp_path)]) == 1
+    assert "does not look at what it is shown" in capsys.readouterr().err
     with pytest.raises(WeightsError, match="its config is a decoder's, expected a prior's"):
         load_published_prior(file, json_path, trained=False)
