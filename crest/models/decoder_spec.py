@@ -189,6 +189,13 @@ def _refuse_cascade(spec: DecoderSpec) -> None:
             f"less than side_px, which is {spec.side_px}",
             "change one of the two",
         )
+    if spec.lowres_side_px is not None and spec.side_px % spec.lowres_side_px:
+        _refuse(
+            "lowres_side_px",
+            spec.lowres_side_px,
+            f"a divisor of side_px, which is {spec.side_px}",
+            "change one of the two",
+        )
     if spec.lowres_noise_cond and spec.unet_number == 1:
         _refuse(
             "lowres_noise_cond", "true", "false for unet_number 1, which is shown no picture", "remove it"

@@ -33,6 +33,20 @@ SHAPES: dict[str, dict[str, Any]] = {
     "plain": {},
     "without text": {"text_width": None},
     "epsilon": {"prediction": "epsilon", "memory_efficient": False},
+    "as published": {
+        "arithmetic": "1.1",
+        "prediction": "epsilon",
+        "learned_variance": True,
+        "sparse_attn": True,
+        "init_cross_embed": True,
+        "image_embed_scale": 1.0,
+    },
+    "self-conditioned": {"self_cond": True, "learned_variance": True, "patch_px": 2},
+    "sketched, with a learned variance": {
+        "learned_variance": True,
+        "prediction": "x_start",
+        "sketch_regions": 4,
+    },
 }
 
 
@@ -185,6 +199,30 @@ def test_weights_travel_with_their_spec(tmp_path: Path) -> None:
         ),
         ({"sketch_regions": 4}, r'prediction: found "v", expected "x_start" with a sketch'),
         ({"dim": 12}, r"dim: found 12, expected a multiple of 8"),
+        ({"init_dim": 16}, r"init_dim: found 16, expected null or 8 like dim"),
+        (
+            {"num_resnet_blocks": [1]},
+            r"num_resnet_blocks: found 1 values, expected one number or 2, one a lev",
+        ),
+        ({"lowres_side_px": 8}, r"lowres_side_px: found 8, expected null for unet_number 1"),
+        ({"unet_number": 2}, r"lowres_side_px: found null, expected a side for unet_number 2"),
+        (
+            {"unet_number": 2, "lowres_side_px": 16},
+            r"lowres_side_px: found 16, expected less than side_px, which is 16",
+        ),
+        (
+            {"unet_number": 2, "lowres_side_px": 6},
+            r"lowres_side_px: found 6, expected a divisor of side_px, which is 16",
+        ),
+        ({"lowres_noise_cond": True}, r"lowres_noise_cond: found true, expected false for unet_number 1"),
+        (
+            {"self_cond": True, "prediction": "x_start", "sketch_regions": 4},
+            r"sketch_regions: found 4, expected 0 for an upsampler or with self_cond",
+        ),
+        (
+            {"unet_number": 2, "lowres_side_px": 8, "coordinate_bands": 3},
+            r"coordinate_bands: found 3, expected 0 for an upsampler or with self_cond",
+        ),
     ],
 )
 def test_a_spec_that_the_library_would_break_on_is_refused(settings: dict[str, Any], says: str) -> None:
