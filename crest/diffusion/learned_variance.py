@@ -66,10 +66,10 @@ def variational_bound(
     x_start_hat = to_x_start(kind, predicted.detach().float(), x_t, alpha, sigma)
     log_var = log_variance(fraction.float(), posterior)
     is_first = (t == 0).view(-1, *([1] * (ndim - 1)))
-    # each branch is kept finite where the other counts, or its gradient would be 0 times infinity
+    # at t = 0 beta-tilde is nearly 0: KL is kept finite there, or its gradient would be 0 times infinity
     bound = torch.where(
         is_first,
-        -_log_likelihood(x_start, x_start_hat, log_var.where(is_first, 0.0)),
+        -_log_likelihood(x_start, x_start_hat, log_var),
         _kl(
             posterior.log_variance.where(~is_first, 0.0),
             posterior.x_start_weight * (x_start - x_start_hat),  # of the means; x_t's share is the same

@@ -99,15 +99,26 @@ def test_at_the_first_timestep_it_is_the_pictures_likelihood(kind: Prediction) -
     assert bound.tolist() == pytest.approx(expected.tolist(), rel=2e-3)
 
 
-def test_the_likelihoods_of_all_256_values_add_up_to_one() -> None:
-    values = torch.arange(256.0) / 127.5 - 1
-    x_start, t = values.view(256, 1, 1, 1), torch.zeros(256, dtype=torch.long)
-    schedule = NoiseSchedule("linear", 20)  # whose first step is coarse enough to reach several values
-    mean = torch.full_like(x_start, 0.2)
-    fraction = torch.ones_like(x_start)
-    bits = variational_bound("x_start", mean, fraction, x_start, torch.zeros_like(x_start), t, schedule)
+def bits_of_all_values(mean: float) -> Tensor:
+    """Of the 256 values of a pixel under a first step that is coarse enough to reach several of them."""
+    x_start = (torch.arange(256.0) / 127.5 - 1).view(256, 1, 1, 1)
+    told = torch.full_like(x_start, mean), torch.ones_like(x_start), x_start, torch.zeros_like(x_start)
+    t = torch.zeros(256, dtype=torch.long)
+    return variational_bound("x_start", *told, t, NoiseSchedule("linear", 20))
+
+
+@pytest.mark.parametrize("mean", [0.2, -0.99, 0.99, -1.2])
+def test_the_likelihoods_of_all_256_values_add_up_to_one(mean: float) -> None:
+    bits = bits_of_all_values(mean)
     assert float((2**-bits).sum()) == pytest.approx(1, abs=1e-4)
-    assert int((bits < 10).sum()) > 20
+    assert int((bits < 10).sum()) > (20 if abs(mean) < 0.9 else 5 if abs(mean) < 1 else 0)
+
+
+def test_a_value_above_the_mean_is_as_likely_as_one_as_far_below() -> None:
+    bits = bits_of_all_values(0.0)
+    reached = bits < 38
+    assert int(reached.sum()) > 100
+    assert torch.allclose(bits[reached], bits.flip(0)[reached], rtol=1e-3)
 
 
 @pytest.mark.parametrize("kind", KINDS)
