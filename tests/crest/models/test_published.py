@@ -269,3 +269,16 @@ def test_published_files_have_the_bytes_that_were_published() -> None:
     assert SHIPPED["laion prior ViT-L/14"]["file"]["bytes"] == 407_072_800
     assert SHIPPED["laion decoder v1.0.2"]["file"]["bytes"] == 3_930_492_472
     assert SHIPPED["laion decoder v1.0.2"]["file"]["tensors"] == 770
+
+
+@pytest.mark.parametrize("name", ["decoder_v1_0_2", "decoder_2b", "decoder_3b"])
+def test_the_other_arithmetic_is_far_off(name: str) -> None:
+    """Every name and shape agrees once the old convolutions are kept, and the answer is another."""
+    config, number = config_of(name)
+    model = fill(state_dict(name), config, file=name, unet_number=number, trained=False).model
+    assert isinstance(model, Decoder)
+    model.spec = model.spec.model_copy(update={"arithmetic": "1.15"})
+    asked = asked_of(name)
+    with torch.no_grad():
+        found = model(asked["x_t"], asked["t"], **asked["told"], image_keep=KEEP, text_keep=KEEP)
+    assert off(found, golden(name)["forward"]) > 0.01
