@@ -1,9 +1,9 @@
 """Published weights by name: a repository of the Hugging Face hub, or a mirror, as a local folder; and back.
 
-The only file that knows huggingface_hub. HF_ENDPOINT names a mirror, HF_HUB_OFFLINE and HF_HOME mean what
-they mean there. A hub that can't be reached is told at once, in one sentence, unless the repository was had
-before. Takes configuration, vocabularies and weights only: code from a repository is not even fetched. The
-token is read from the environment and kept nowhere.
+The only file that knows huggingface_hub; single files are crest/hub_files.py's. HF_ENDPOINT names a mirror,
+HF_HUB_OFFLINE and HF_HOME mean what they mean there. A hub that can't be reached is told at once, in one
+sentence, unless the repository was had before. Takes configuration, vocabularies and weights only: code from
+a repository is not even fetched. The token is read from the environment and kept nowhere.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from crest.downloads import is_offline, unreachable
 from crest.errors import FetchError
 from crest.records import read_json
 
@@ -150,6 +151,10 @@ def _asked(name: str, revision: str | None) -> tuple[str, list[str]]:
     )
 
     hub = endpoint()
+    if is_offline():
+        raise _SilenceError(name, revision, "HF_HUB_OFFLINE is set")
+    if why := unreachable(hub):  # the library would wait for a name that does not resolve
+        raise _SilenceError(name, revision, why)
     try:
         info = HfApi(endpoint=hub).model_info(name, revision=revision, timeout=PATIENCE_S)
     except GatedRepoError:

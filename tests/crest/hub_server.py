@@ -38,12 +38,42 @@ class HubServer(Loopback):
         self.messages: list[str] = []
         self._large: dict[str, bytes] = {}
         self.requests: Counter[str] = Counter()
+        self.asked: list[tuple[str, dict[str, str]]] = []
+        """Path and lower-case headers of every GET."""
+        self.large_bytes = 1 << 30
+        """From this size on a file lies elsewhere, where a redirect leads, under its SHA-256."""
+        self.elsewhere = ""
+        """The root of that other server; empty: this one."""
+        self.cuts: list[int] = []
+        """Bytes after which the next answers of that server end."""
+        self.statuses: list[int] = []
+        """Statuses that it gives first."""
+        self.ranges = True
+        """Whether it gives parts."""
         outer = self
 
         class Handler(Quiet, BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 outer.requests[f"{self.command} {self.path}"] += 1
-                self.say(*outer.answer(self.path.partition("?")[0]))
+                path = self.path.partition("?")[0]
+                told = {name.lower(): value for name, value in self.headers.items()}
+                if self.command == "GET":
+                    outer.asked.append((path, told))
+                if not path.startswith("/elsewhere/"):
+                    self.say(*outer.answer(path))
+                    return
+                status, headers, body = outer.part(path, told)
+                cut = outer.cuts.pop(0) if outer.cuts and status < 400 else None
+                if cut is None:
+                    self.say(status, headers, body)
+                    return
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body[:cut])
+                self.close_connection = True
 
             def do_POST(self) -> None:
                 outer.requests[f"{self.command} {self.path}"] += 1
@@ -63,8 +93,9 @@ class HubServer(Loopback):
     def commit(folder: Path) -> str:
         """Changes with the folder's content."""
         digest = hashlib.sha1()
-        for path in sorted(folder.iterdir()):
-            digest.update(path.name.encode() + path.read_bytes())
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                digest.update(path.name.encode() + path.read_bytes())
         return digest.hexdigest()
 
     def answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
@@ -83,7 +114,26 @@ class HubServer(Loopback):
             return 404, {"X-Error-Code": "EntryNotFound"}, b""
         body = (folder / file).read_bytes()
         tag = hashlib.sha256(body).hexdigest()
-        return 200, {"ETag": f'"{tag}"', "X-Repo-Commit": self.commit(folder)}, body
+        if len(body) < self.large_bytes:
+            return 200, {"ETag": f'"{tag}"', "X-Repo-Commit": self.commit(folder)}, body
+        place = f"{self.elsewhere or self.url}/elsewhere/{name}/{file}"
+        headers = {"Location": place, "X-Linked-ETag": f'"{tag}"', "X-Linked-Size": str(len(body))}
+        return 302, {**headers, "X-Repo-Commit": self.commit(folder)}, b""
+
+    def part(self, path: str, told: dict[str, str]) -> tuple[int, dict[str, str], bytes]:
+        """A file that lies elsewhere, or what is asked of it."""
+        if self.statuses:
+            return self.statuses.pop(0), {}, b""
+        words = path.removeprefix("/elsewhere/").split("/")
+        body = (self.repositories["/".join(words[:2])] / "/".join(words[2:])).read_bytes()
+        tag = f'"{hashlib.md5(body).hexdigest()}"'
+        first = int(told.get("range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
+        if not self.ranges or "range" not in told or told.get("if-range", tag) != tag:
+            return 200, {"ETag": tag}, body
+        if first >= len(body):
+            return 416, {"Content-Range": f"bytes */{len(body)}"}, b""
+        reach = f"bytes {first}-{len(body) - 1}/{len(body)}"
+        return 206, {"ETag": tag, "Content-Range": reach}, body[first:]
 
     def take(self, path: str, content: bytes, is_known: bool) -> tuple[int, dict[str, str], bytes]:
         """What an upload asks for, in the order in which it asks."""

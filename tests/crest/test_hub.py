@@ -74,9 +74,30 @@ def test_a_dead_hub_is_told_at_once_in_one_sentence(tmp_path: Path, monkeypatch:
     started = time.monotonic()
     with pytest.raises(FetchError) as caught:
         fetch("club/captioner", cache_dir=tmp_path)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 2
     assert "http://127.0.0.1:9 could not be asked for it" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_hub_whose_name_does_not_resolve_is_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "https://hub.invalid")
+    started = time.monotonic()
+    with pytest.raises(
+        FetchError, match=r"the name hub\.invalid does not resolve|hub\.invalid:443 does not answer"
+    ):
+        fetch("club/captioner", cache_dir=tmp_path)
+    assert time.monotonic() - started < 2
+
+
+def test_the_offline_switch_is_heeded_as_it_stands(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(FetchError, match="HF_HUB_OFFLINE is set"):
+        fetch("club/captioner", cache_dir=tmp_path)
+    assert not hub.requests
 
 
 def test_a_name_that_no_repository_has_is_told(hub: HubServer, tmp_path: Path) -> None:
