@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from crest.checkpoint import card_spec, load_weights, locate_weights, read_card, short_hash
 from crest.diffusion.noise_schedule import NoiseSchedule
+from crest.diffusion.prediction import refuse_blind_epsilon
 from crest.errors import ConfigError
 from crest.models.decoder_sampling import sample_images
 from crest.models.decoder_spec import DecoderSpec, refuse_misfits
@@ -55,6 +56,7 @@ class Decoder(nn.Module):
         refuse_misfits(spec)
         self.spec = spec
         self.noise_schedule = NoiseSchedule(spec.noise_schedule, spec.timesteps, spec.log_snr_shift)
+        refuse_blind_epsilon(spec.prediction, self.noise_schedule)
         self.unet = _build_unet(spec)
         self.x_shape = (3, spec.side_px, spec.side_px)
         self.x_limit = 1.0

@@ -230,6 +230,12 @@ def test_a_spec_that_the_library_would_break_on_is_refused(settings: dict[str, A
         decoder_of(**settings)
 
 
+def test_epsilon_is_refused_with_a_schedule_that_leaves_no_signal() -> None:
+    with pytest.raises(ConfigError, match='prediction: found "epsilon" with noise_schedule "jsd"'):
+        decoder_of(prediction="epsilon", noise_schedule="jsd")
+    decoder_of(prediction="v", noise_schedule="jsd")
+
+
 def test_every_weight_that_can_learn_gets_a_gradient() -> None:
     """Several processes wait for the gradient of each of them."""
     for shape, settings in SHAPES.items():
