@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from crest.adapters import ADAPTER, is_adapted, load_adapter, plain_state, save_adapter
@@ -25,6 +25,7 @@ from crest.config import Config
 from crest.ema import Ema
 from crest.errors import RunError, WeightsError
 from crest.records import file_hash, read_json, write_bytes, write_json
+from crest.tensor_files import write_tensors
 
 WEIGHTS = "weights.safetensors"
 CARD = "weights.json"
@@ -53,10 +54,10 @@ def save_state(run_dir: Path, state: State) -> None:
     shutil.rmtree(part, ignore_errors=True)
     try:
         part.mkdir(parents=True)
-        _write(part / "model.safetensors", _tensors(state.model.state_dict()))
-        _write(part / "ema.safetensors", _tensors(state.ema.model.state_dict()))
+        write_tensors(part / "model.safetensors", state.model.state_dict())
+        write_tensors(part / "ema.safetensors", state.ema.model.state_dict())
         optimizer, groups = _flatten(state.optimizer)
-        _write(part / "optimizer.safetensors", optimizer)
+        write_tensors(part / "optimizer.safetensors", optimizer)
         write_json(
             part / "state.json",
             {"step": state.step, "best": state.best, "best_step": state.best_step, "groups": groups},
@@ -101,19 +102,10 @@ def newest_state(run_dir: Path) -> Path | None:
     return max(whole, default=None, key=lambda path: path.name)
 
 
-def _tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    # safetensors refuses tensors that share memory, and strided views
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-
-
-def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    write_bytes(path, save(dict(tensors), metadata))
-
-
 def _flatten(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     saved = optimizer.state_dict()
     tensors = {
-        f"{index}.{name}": torch.as_tensor(value).detach().cpu().contiguous().clone()
+        f"{index}.{name}": torch.as_tensor(value)
         for index, entry in saved["state"].items()
         for name, value in entry.items()
     }
@@ -159,13 +151,13 @@ def export_weights(
         the weights file.
     """
     prefix: str = getattr(model, "file_prefix", "")
-    tensors = {key.removeprefix(prefix): tensor for key, tensor in _tensors(plain_state(model)).items()}
+    tensors = {key.removeprefix(prefix): tensor for key, tensor in plain_state(model).items()}
     if half:
         tensors = {
             key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()
         }
     path = folder / name
-    _write(path, tensors, {"kind": str(card["kind"])})
+    write_tensors(path, tensors, {"kind": str(card["kind"])})
     if is_adapted(model):
         save_adapter(_adapter_path(path), model)
     for companion, content in getattr(model, "companions", dict)().items():
