@@ -1,0 +1,67 @@
+"""Both sides of the decoder's benchmark are one network with one gradient, learn, and draw."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import decoder
+from benchmarks.__main__ import cases_of
+from benchmarks.decoder import SPEC, Setup
+from crest.models.decoder import Decoder
+from crest.models.decoder_spec import DecoderSpec
+
+
+@pytest.fixture(scope="module")
+def setup(tiny_world: Any) -> Setup:
+    """The same on 16 px and an eighth of the channels, with the tiny world's embeddings."""
+    small = {"side_px": 16, "dim": 8, "dim_mults": [1, 2], "self_attn": [False, False], "cond_dim": 8}
+    return Setup(tiny_world.shards, tiny_world.embeddings, {**SPEC, **small}, batch_size=4)
+
+
+def test_both_sides_have_the_same_weights_and_the_same_gradient(setup: Setup) -> None:
+    assert 0 < decoder.proof(setup) <= decoder.LIMIT
+    ours, theirs = (
+        {name: weight.shape for name, weight in network.named_parameters()}
+        for network in (
+            setup.stage_and_world("fp32")[0].model().unet,
+            decoder.upstream_decoder(setup).unets[0],
+        )
+    )
+    assert ours == theirs
+
+
+def test_a_gradient_that_is_not_the_same_is_told(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = decoder._our_loss
+    monkeypatch.setattr(decoder, "_our_loss", lambda *told: whole(*told) * 1.0001)
+    with pytest.raises(AssertionError, match=r"gradients differ by 1\.0e-04 of their length"):
+        decoder.proof(setup)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_both_sides_learn(setup: Setup, precision: decoder.Precision) -> None:
+    step: Any = decoder.crest_step(setup, precision)
+    assert all(torch.isfinite(step()["loss"]) for _ in range(2))
+    theirs: Any = decoder.upstream_step(setup)
+    assert all(0 < theirs() < 10 for _ in range(2))
+
+
+def test_both_sides_draw_as_many_pictures(setup: Setup) -> None:
+    shape = (decoder.DRAWN, 3, 16, 16)
+    ours: Any = decoder.crest_drawing(setup, "fp32")
+    theirs: Any = decoder.upstream_drawing(setup)
+    assert ours().shape == theirs().shape == shape
+
+
+def test_what_is_read_is_what_is_trained_on(setup: Setup) -> None:
+    batch: Any = decoder.crest_batches(setup)()
+    assert batch.images.shape == (4, 3, 16, 16)
+    assert torch.equal(batch.images, setup.ready_batches(1)[0].images)
+
+
+def test_the_whole_setup_is_the_one_that_speed_is_claimed_for() -> None:
+    network = Decoder(DecoderSpec.model_validate({**SPEC, "image_embed_dim": decoder.EMBED_DIM})).unet
+    weights = sum(weight.numel() for weight in network.parameters())
+    assert weights == pytest.approx(15.3e6, rel=0.002)
+    names = [case.name for case in cases_of("decoder")]
+    assert {"decoder_exact", "decoder_bf16", "decoder_sample_step", "decoder_data_share"} <= set(names)
