@@ -24,6 +24,7 @@ from crest.adapters import ADAPTER, is_adapted, load_adapter, plain_state, save_
 from crest.config import Config
 from crest.ema import Ema
 from crest.errors import RunError, WeightsError
+from crest.hub_files import converted, is_published
 from crest.records import file_hash, read_json, write_bytes, write_json
 from crest.tensor_files import write_tensors
 
@@ -181,10 +182,14 @@ def restore_exported(model: nn.Module, path: Path) -> None:
 def locate_weights(place: str | Path, kind: str) -> Path:
     """The weights file behind a run folder, a file, or a name of the shipped stock ("stock/clip").
 
+    A prior or decoder may also be a published file (see crest/hub_files.py) that crest.convert was run on.
+
     Raises:
         WeightsError: nothing there.
     """
     text = str(place)
+    if kind in ("prior", "decoder") and is_published(text):
+        return converted(text, kind)
     folder = Path(__file__).parent / text if text.startswith("stock/") else Path(place)
     path = folder / WEIGHTS if folder.is_dir() or text.startswith("stock/") else folder
     if path.exists():

@@ -27,7 +27,10 @@ from crest.downloads import Expected, download, head, is_offline, unreachable
 from crest.errors import FetchError, WeightsError
 from crest.records import file_hash, read_json, write_json
 
+WEIGHTS: Final = "weights.safetensors"
+CARD: Final = "weights.json"
 _FILE: Final = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w][\w./-]*))?:([^:]+)")
+_PICKLED: Final = (".pth", ".pt", ".ckpt", ".bin")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
@@ -112,6 +115,12 @@ def is_remote(place: str) -> bool:
     return is_url(place) or hub_file(place) is not None
 
 
+def is_published(place: str) -> bool:
+    """Whether a place names a file as others publish them, which is converted before it is used."""
+    path = Path(split_unet(place)[0])
+    return is_remote(place) or (path.suffix in _PICKLED and not path.is_dir())
+
+
 def split_unet(place: str) -> tuple[str, int | None]:
     """A place without the U-Net it asks for, and that number."""
     head_, mark, number = place.rpartition("#")
@@ -154,6 +163,49 @@ def local_file(place: str, *, sha256: str | None = None, size_bytes: int | None 
     path = _kept_at(place)
     kept = _kept(place, path, told, by)
     return kept if kept is not None else _fetched(place, path, told, by)
+
+
+def kept_hash(place: str) -> str | None:
+    """The SHA-256 of the file behind a place, where it is known without asking anybody for it."""
+    if is_remote(place):
+        card = _card(_kept_at(place))
+        return str(read_json(card)["sha256"]) if card.exists() else None
+    return file_hash(Path(place)) if Path(place).is_file() else None
+
+
+def conversion_folder(place: str, unet_number: int | None = None) -> Path:
+    """Where crest.convert puts weights, and `model.start` looks for them, unless another folder is named.
+
+    Under HF_HOME for a name or an address; beside the file for a path.
+    """
+    place, number = split_unet(place)
+    number = unet_number or number
+    path = Path(place)
+    folder = home() / "converted" / slug(place) if is_remote(place) else path.with_name(f"{path.name}.crest")
+    return folder / f"unet_{number}" if number else folder
+
+
+def converted(place: str, kind: str) -> Path:
+    """The weights file that crest.convert made of a place.
+
+    Raises:
+        WeightsError: it was not converted yet, or has several U-Nets and none is named.
+    """
+    base, number = split_unet(place)
+    whole = conversion_folder(base)
+    for folder in (conversion_folder(place), whole):
+        if (folder / CARD).exists() and (folder / WEIGHTS).exists():
+            made = read_json(folder / CARD).get("spec", {}).get("unet_number", 1)
+            if number in (None, made):
+                return folder / WEIGHTS
+    several = sorted(card.parent.name.removeprefix("unet_") for card in whole.glob("unet_*/" + CARD))
+    if several and number is None:
+        named = " or ".join(f"{base}#{one}" for one in several)
+        raise WeightsError(f"{place}: holds several U-Nets, expected one of them for a {kind}; name {named}.")
+    raise WeightsError(
+        f"{place}: was not converted yet, so there are no {kind} weights of it; run python -m crest.convert "
+        f"{place} first (once)."
+    )
 
 
 def _on_this_machine(place: str, told: Expected, by: str) -> LocalFile:

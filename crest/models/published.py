@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -92,14 +93,21 @@ def fill(
     return Published(model, translation, weights)
 
 
-def convert(published: Published, folder: Path, source: str = "") -> Path:
+def convert(
+    published: Published, folder: Path, source: str = "", facts: Mapping[str, Any] = MappingProxyType({})
+) -> Path:
     """Write `weights.safetensors` and its card, which `model.start` of a training config can name.
 
     Numbers that were published in half precision stay so: half the size, and nothing is lost.
+
+    Args:
+        facts: what else the card says of where they are from.
     """
     theirs = [t for name, t in published.weights.tensors.items() if name not in published.weights.added]
     half = all(tensor.dtype == torch.float16 for tensor in theirs if tensor.is_floating_point())
-    return export_weights(folder, published.model, published.card(source), half=half)
+    card = published.card(source)
+    card["published"] |= facts
+    return export_weights(folder, published.model, card, half=half)
 
 
 def read_published(

@@ -32,7 +32,7 @@ class Calls:
 @pytest.mark.parametrize(
     ("call", "named"),
     [
-        (lambda target: Calls(os.system, f"touch {target}"), "posix.system"),
+        (lambda target: Calls(os.system, f"touch '{target}'"), "posix.system"),
         (lambda target: Calls(eval, f"open({str(target)!r}, 'w')"), "__builtin__.eval"),
         (lambda target: Calls(exec, f"open({str(target)!r}, 'w')"), "__builtin__.exec"),
         (lambda target: Calls(open, str(target), "w"), "io.open"),
