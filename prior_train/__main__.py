@@ -13,6 +13,8 @@ def check(config: PriorTrainConfig) -> None:
     from crest.records import read_manifest
 
     read_manifest(config.data.embeddings, "embeddings", "python -m clip_train.embed (make embed)")
+    if config.data.shards is not None:
+        read_manifest(config.data.shards, "shards", "python -m scraper.pack (make shards)")
 
 
 def main(config: PriorTrainConfig) -> None:

@@ -60,7 +60,6 @@ class PriorStage:
         self._prepare()
         reads_text = self.prior.spec.text_width is not None
         self.train = read_embeddings(data.embeddings, "train", encodings=reads_text, views=True)
-        self.val = read_embeddings(data.embeddings, "val", encodings=reads_text)
         if len(self.val.ids) < 2:
             raise DataError(
                 f"{data.embeddings}: holds {len(self.val.ids)} row in val, expected 2 or more to tell "
@@ -100,10 +99,10 @@ class PriorStage:
         return prior, card.get("family", DEFAULT)
 
     def _sizes(self, reads_text: bool) -> dict[str, int]:
-        """The sizes that the embeddings give a network."""
-        val = read_embeddings(self.config.data.embeddings, "val", encodings=reads_text)
-        width = {"text_width": val.text_encodings.shape[2]} if reads_text else {}
-        return {"image_embed_dim": val.image_embed.shape[1], **width}
+        """The sizes that the embeddings give a network; what is validated is read for them."""
+        self.val = read_embeddings(self.config.data.embeddings, "val", encodings=reads_text)
+        width = {"text_width": self.val.text_encodings.shape[2]} if reads_text else {}
+        return {"image_embed_dim": self.val.image_embed.shape[1], **width}
 
     def _prepare(self) -> None:
         """What the config asks of the network before it learns."""

@@ -1,4 +1,4 @@
-"""Embeddings that a prior can learn in seconds: a picture's is a turned copy of its caption's."""
+"""Embeddings that a prior can learn in seconds: six kinds of logo, turned away from their captions."""
 
 import json
 from collections.abc import Callable
@@ -28,19 +28,24 @@ def embed(tmp_path: Path) -> Callable[..., Path]:
         dim: int = D,
         encodings: bool = True,
         views: int = 0,
+        width: int = K,
     ) -> Path:
         folder, draw = tmp_path / name, torch.Generator().manual_seed(5)
         turn = torch.linalg.qr(torch.randn(dim, dim, generator=draw)).Q
+        prototypes = F.normalize(torch.randn(6, dim, generator=draw), dim=1)
         counts = {"train": 64, "val": 12}
         for split, count in counts.items():
-            text = F.normalize(torch.randn(count, dim, generator=draw), dim=1)
-            words = torch.randn(count, L, K, generator=draw)
+            kinds = prototypes[torch.arange(count) % len(prototypes)]
+            text, image = (
+                F.normalize(kinds + 0.1 * torch.randn(count, dim, generator=draw), dim=1) for _ in range(2)
+            )
+            words = torch.randn(count, L, width, generator=draw)
             words[::2, 3:] = 0
             further = F.normalize(torch.randn(count, views, dim, generator=draw), dim=2) if views else None
             ids = [f"{split}{row:02d}" for row in range(count)]
             if not encodings:
                 words = torch.empty(count, 0, 0)
-            shard = EmbeddingShard(ids, text @ turn, text, words, further)
+            shard = EmbeddingShard(ids, image @ turn, text, words, further)
             write_embedding_shard(folder / f"{split}-000000.safetensors", shard)
         finish_embeddings(folder, counts, {"clip": clip, "shards": "5" * 16})
         return folder
