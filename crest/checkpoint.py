@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,6 +46,8 @@ class State:
     best: float | None = None
     """best validation figure so far"""
     best_step: int = 0
+    extra: dict[str, Any] = field(default_factory=dict)
+    """what else the loop must know to go on (crest/going_on.py); JSON-able"""
 
 
 def save_state(run_dir: Path, state: State) -> None:
@@ -61,7 +63,8 @@ def save_state(run_dir: Path, state: State) -> None:
         write_tensors(part / "optimizer.safetensors", optimizer)
         write_json(
             part / "state.json",
-            {"step": state.step, "best": state.best, "best_step": state.best_step, "groups": groups},
+            {"step": state.step, "best": state.best, "best_step": state.best_step, "groups": groups}
+            | ({"extra": state.extra} if state.extra else {}),
         )
         shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)
@@ -94,6 +97,7 @@ def load_state(run_dir: Path, state: State) -> bool:
             f"{folder}: does not fit this run's model ({first_line}); name another run.dir."
         ) from None
     state.step, state.best, state.best_step = saved["step"], saved["best"], saved["best_step"]
+    state.extra = saved.get("extra", {})
     return True
 
 
