@@ -112,13 +112,22 @@ class Prior(nn.Module):
         Returns:
             (B, D) at the scale of x_t.
         """
-        words = (
-            self.project_text(text_encodings)
-            if self.spec.text_encodings
-            else x_t.new_zeros(len(x_t), 0, x_t.shape[1])
-        )
-        told = (text_embed * self.spec.text_scale, words, text_keep, image_keep)
-        return prior_forward(self.net, x_t, t, *told, arithmetic=self.spec.arithmetic).float()
+        spec = self.spec
+        words = self.project_text(text_encodings) if spec.text_encodings else None
+        if self_cond is not None and spec.clamp_sampled:
+            self_cond = F.normalize(self_cond, dim=-1) * spec.scale  # as a draw shows it; zeros stay zeros
+        return prior_forward(
+            self.net,
+            x_t,
+            t,
+            text_embed * spec.text_scale,
+            words,
+            text_keep,
+            image_keep,
+            arithmetic=spec.arithmetic,
+            self_cond=self_cond,
+            checkpointing=self.checkpointing,
+        ).float()
 
     def sample(
         self, text: TextFeatures, *, seeds: Sequence[int], cond_scale: float, steps: int, candidates: int
