@@ -66,7 +66,10 @@ def save_state(run_dir: Path, state: State) -> None:
             {"step": state.step, "best": state.best, "best_step": state.best_step, "groups": groups}
             | ({"extra": state.extra} if state.extra else {}),
         )
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():  # never none at all: a kill between the two renames leaves the old one
+            old = folder.with_suffix(".old")
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
         part.rename(folder)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
@@ -104,7 +107,7 @@ def load_state(run_dir: Path, state: State) -> bool:
 def newest_state(run_dir: Path) -> Path | None:
     """The newest whole state of a run."""
     whole = [path for path in (run_dir / "state").glob("step-*") if path.suffix != ".part"]
-    return max(whole, default=None, key=lambda path: path.name)
+    return max(whole, default=None, key=lambda path: (path.stem, path.suffix == ""))
 
 
 def _flatten(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
