@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from crest.errors import ConfigError, CrestError
-from crest.interruption import listen
+from crest.interruption import ENDED, Ended, listen
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 SamplerName = Literal["ddim", "dpmpp_2m", "ddpm", "ddpm_large"]
@@ -272,7 +272,7 @@ def run_command(
         argv: the words after the command; None takes those it was started with.
         switches: further flags without a value -> the setting that each is short for.
     Returns:
-        the exit status: 0 done, 1 a CrestError (printed bare), 130 interrupted.
+        the exit status: 0 done, 1 a CrestError (printed bare), 130 interrupted, 143 ended by SIGTERM.
     """
     doc = (sys.modules[main.__module__].__doc__ or "").strip().splitlines()
     parser = argparse.ArgumentParser(prog=f"python -m {room}", description=doc[0] if doc else None)
@@ -316,6 +316,9 @@ def guarded(work: Callable[[], None]) -> int:
     except CrestError as error:
         print(error, file=sys.stderr)
         return 1
+    except Ended:
+        print("ended by SIGTERM; run the same command again to go on", file=sys.stderr)
+        return ENDED
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         return 130
@@ -324,7 +327,7 @@ def guarded(work: Callable[[], None]) -> int:
         return 0
     except OSError as error:
         place = error.filename or "the working folder"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             print(
                 f"{place}: the disk is full; free some space and run the same command again.", file=sys.stderr
             )
