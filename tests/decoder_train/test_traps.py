@@ -134,7 +134,7 @@ def test_a_picture_that_is_given_comes_back_unchanged(stage: DecoderStage) -> No
 
 
 def test_conditions_as_wide_as_embeddings_are_refused_not_mixed() -> None:
-    """The library takes equal widths for "nothing to project", and draws each of four pictures from all four."""
+    """The library takes equal widths for "nothing to project": four pictures become one another's tokens."""
     torch.manual_seed(0)
     unet = library.Unet(
         dim=8, dim_mults=(1, 2), image_embed_dim=16, cond_dim=16, cond_on_image_embeds=True
