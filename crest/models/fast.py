@@ -187,7 +187,7 @@ def _block(block: Any, x: Tensor, scale_shift: Tensor | None) -> Tensor:
     if scale_shift is not None:
         scale, shift = scale_shift[:, :, None, None].chunk(2, dim=1)
         x = torch.addcmul(shift.to(x.dtype), x, scale.to(x.dtype) + 1)
-    return F.silu(x)
+    return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
 def _resnet_block(module: Any, x: Tensor, time: Tensor, tokens: Tensor | None) -> Tensor:
@@ -197,11 +197,10 @@ def _resnet_block(module: Any, x: Tensor, time: Tensor, tokens: Tensor | None) -
     if module.cross_attn is not None:
         b, c, height, width = h.shape
         rows = h.permute(0, 2, 3, 1).reshape(b, height * width, c)
-        rows = rows + _cross_attention(module.cross_attn, rows, tokens)
+        # sums go where a norm or a SiLU wrote: neither needs its output for the gradient
+        rows = _cross_attention(module.cross_attn, rows, tokens).add_(rows)
         h = rows.view(b, height, width, c).permute(0, 3, 1, 2)
-    h = _block(module.block2, h, None)
-    result: Tensor = h + module.res_conv(x)
-    return result
+    return _block(module.block2, h, None).add_(module.res_conv(x))
 
 
 def _cross_attention(module: Any, x: Tensor, context: Tensor | None) -> Tensor:
