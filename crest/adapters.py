@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from crest.config import LoraConfig
+from crest.config import Export, LoraConfig
 from crest.errors import ConfigError, WeightsError
 from crest.records import hash_of, write_bytes
 
@@ -37,7 +37,7 @@ _SAMPLED: Final = 16
 
 @dataclass(frozen=True)
 class Base:
-    """Weights that came from a file, beside which adapters learn; they are exported and saved without them."""
+    """Weights that came from a file; the adapters that learn beside them are saved without them."""
 
     kind: str
     """prior or decoder"""
@@ -117,13 +117,27 @@ def adapt(model: nn.Module, lora: LoraConfig, defaults: Sequence[str], base: Bas
 
 
 def base_of(model: nn.Module) -> Base | None:
-    """The file that a model's adapters are beside; None where they are not all that learns, or sit otherwise."""
+    """The file that a model's adapters sit beside; None without one, or where more than they learns."""
     record: _Record | None = getattr(model, _RECORD, None)
     if record is None:
         return None
     ours = {id(weight) for _, adapter in adapters(model) for weight in adapter.parameters()}
     learning = [weight for weight in model.parameters() if weight.requires_grad]
     return record.base if all(id(weight) in ours for weight in learning) else None
+
+
+def exports_adapters(setting: Export, model: nn.Module) -> bool:
+    """Whether a run exports adapters without the weights beside them.
+
+    Raises:
+        ConfigError: it is to, and can't.
+    """
+    if setting == "adapter" and base_of(model) is None:
+        raise ConfigError(
+            'run.export: found "adapter", expected "auto" or "merged" for a run that trains more than the '
+            "adapters of a prior or decoder; change it, or set model.lora."
+        )
+    return setting != "merged" and base_of(model) is not None
 
 
 def sample_of(tensors: Mapping[str, Tensor]) -> str:

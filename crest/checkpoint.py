@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,17 +20,39 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from crest.adapters import ADAPTER, is_adapted, load_adapter, plain_state, save_adapter
+from crest.adapter_files import (
+    ADAPTED,
+    Named,
+    add_changes,
+    parse,
+    read_adapter,
+    refuse_misfits,
+    refuse_other_numbers,
+    stack_hash,
+    stacked_card,
+)
+from crest.adapters import (
+    ADAPTER,
+    base_of,
+    is_adapted,
+    load_adapter,
+    own_state,
+    plain_state,
+    save_adapter,
+)
 from crest.config import Config
 from crest.ema import Ema
 from crest.errors import RunError, WeightsError
 from crest.hub_files import converted, is_published
+from crest.optimizers import flatten, restore
 from crest.records import file_hash, read_json, write_bytes, write_json
 from crest.tensor_files import write_tensors
 
 WEIGHTS = "weights.safetensors"
 CARD = "weights.json"
+BEST = "best.safetensors"
 S = TypeVar("S", bound=Config)
+M = TypeVar("M")
 
 
 @dataclass
@@ -51,20 +73,26 @@ class State:
 
 
 def save_state(run_dir: Path, state: State) -> None:
-    """Save a state whole; older ones are removed once it is there."""
+    """Save a state whole; older ones are removed once it is there.
+
+    Of adapters beside a file's weights, those weights are named and not saved.
+    """
     folder = run_dir / "state" / f"step-{state.step:08d}"
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     try:
         part.mkdir(parents=True)
-        write_tensors(part / "model.safetensors", state.model.state_dict())
-        write_tensors(part / "ema.safetensors", state.ema.model.state_dict())
-        optimizer, groups = _flatten(state.optimizer)
+        base = base_of(state.model)
+        saved_of = own_state if base is not None else nn.Module.state_dict
+        write_tensors(part / "model.safetensors", saved_of(state.model))
+        write_tensors(part / "ema.safetensors", saved_of(state.ema.model))
+        optimizer, groups = flatten(state.optimizer)
         write_tensors(part / "optimizer.safetensors", optimizer)
         write_json(
             part / "state.json",
             {"step": state.step, "best": state.best, "best_step": state.best_step, "groups": groups}
-            | ({"extra": state.extra} if state.extra else {}),
+            | ({"extra": state.extra} if state.extra else {})
+            | ({} if base is None else {"base": {"hash": base.hash, "place": base.place}}),
         )
         if folder.exists():  # never none at all: a kill between the two renames leaves the old one
             old = folder.with_suffix(".old")
@@ -84,16 +112,19 @@ def load_state(run_dir: Path, state: State) -> bool:
     """Bring model, EMA and optimizer back to the newest saved state; False when there is none.
 
     Raises:
-        RunError: the saved state does not fit the model.
+        RunError: the saved state does not fit the model, or is one of adapters beside other weights.
     """
     folder = newest_state(run_dir)
     if folder is None:
         return False
+    saved = read_json(folder / "state.json")
+    is_partial = "base" in saved
+    if is_partial:
+        _refuse_other_base(folder, saved["base"], state.model)
     try:
-        state.model.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
-        state.ema.model.load_state_dict(load_file(folder / "ema.safetensors"), strict=True)
-        saved = read_json(folder / "state.json")
-        _restore(state.optimizer, load_file(folder / "optimizer.safetensors"), saved["groups"])
+        _fill(state.model, load_file(folder / "model.safetensors"), is_partial)
+        _fill(state.ema.model, load_file(folder / "ema.safetensors"), is_partial)
+        restore(state.optimizer, load_file(folder / "optimizer.safetensors"), saved["groups"])
     except (RuntimeError, KeyError, IndexError, SafetensorError) as error:
         first_line = str(error).splitlines()[0]
         raise RunError(
@@ -104,35 +135,28 @@ def load_state(run_dir: Path, state: State) -> bool:
     return True
 
 
+def _refuse_other_base(folder: Path, saved: Mapping[str, str], model: nn.Module) -> None:
+    base = base_of(model)
+    if base is None or base.hash != saved["hash"]:
+        found = "has none" if base is None else f"is {base.hash} ({base.place})"
+        raise RunError(
+            f"{folder}: holds adapters beside the weights {saved['hash']} ({saved['place']}), but model.start"
+            f" {found}; put those back, or name another run.dir."
+        )
+
+
+def _fill(model: nn.Module, tensors: Mapping[str, Tensor], is_partial: bool) -> None:
+    """Fill a model with a saved state; a partial one is told by its names, all of which must be there."""
+    if is_partial and tensors.keys() != own_state(model).keys():
+        other = min(tensors.keys() ^ own_state(model).keys())
+        raise RuntimeError(f"{other} is in one of the two only")
+    model.load_state_dict(tensors, strict=not is_partial)
+
+
 def newest_state(run_dir: Path) -> Path | None:
     """The newest whole state of a run."""
     whole = [path for path in (run_dir / "state").glob("step-*") if path.suffix != ".part"]
     return max(whole, default=None, key=lambda path: (path.stem, path.suffix == ""))
-
-
-def _flatten(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    saved = optimizer.state_dict()
-    tensors = {
-        f"{index}.{name}": torch.as_tensor(value)
-        for index, entry in saved["state"].items()
-        for name, value in entry.items()
-    }
-    return tensors, saved["param_groups"]
-
-
-def _restore(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: list[dict[str, Any]]
-) -> None:
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    entries: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        index, _, name = key.partition(".")
-        weight = weights[int(index)]
-        if tensor.shape == weight.shape:
-            # the fused step walks memory: moments in another order than their weight's meet wrong numbers
-            tensor = torch.empty_strided(weight.size(), weight.stride(), dtype=tensor.dtype).copy_(tensor)
-        entries.setdefault(int(index), {})[name] = tensor
-    optimizer.load_state_dict({"state": entries, "param_groups": groups})
 
 
 def _sync_folder(folder: Path) -> None:
@@ -144,38 +168,75 @@ def _sync_folder(folder: Path) -> None:
 
 
 def export_weights(
-    folder: Path, model: nn.Module, card: Mapping[str, Any], *, name: str = WEIGHTS, half: bool = False
+    folder: Path,
+    model: nn.Module,
+    card: Mapping[str, Any],
+    *,
+    name: str = WEIGHTS,
+    half: bool = False,
+    adapters_alone: bool = False,
 ) -> Path:
     """Write a model's weights and the card that says what they are; what adapters learned is merged in.
 
-    Adapters are also written by themselves, beside the weights, as (best.)adapter.safetensors. A model may
-    have `companions()`: relative name -> content of what else must travel with its weights; and a
-    `file_prefix`, which its own names begin with and those in the file do not.
+    Adapters are also written by themselves, as (best.)adapter.safetensors. A model may have `companions()`:
+    relative name -> content of what else must travel with its weights; and a `file_prefix`, which its own
+    names begin with and those in the file do not.
 
     Args:
         card: JSON-able; at least `kind` and `spec`, enough to build the model again.
         half: store floating weights as fp16 (half the size, what ships inside the package).
+        adapters_alone: write nothing but them, and the card beside them.
     Returns:
         the weights file.
     """
+    path, base = folder / name, base_of(model)
+    if is_adapted(model):
+        save_adapter(_adapter_path(path), model, card)
+    if adapters_alone:
+        return _export_alone(_adapter_path(path), card)
+    if base is not None:
+        named = Named(base.place, (read_adapter(_adapter_path(path)),))
+        card = {**card, "merged": stacked_card(named, base.hash, base.card)["merged"]}
     prefix: str = getattr(model, "file_prefix", "")
     tensors = {key.removeprefix(prefix): tensor for key, tensor in plain_state(model).items()}
     if half:
         tensors = {
             key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()
         }
-    path = folder / name
     write_tensors(path, tensors, {"kind": str(card["kind"])})
-    if is_adapted(model):
-        save_adapter(_adapter_path(path), model)
     for companion, content in getattr(model, "companions", dict)().items():
         write_bytes(folder / companion, content)
     write_json(folder / name.replace(".safetensors", ".json"), {**card, "sha256": file_hash(path)})
     return path
 
 
+def _export_alone(path: Path, card: Mapping[str, Any]) -> Path:
+    told = {**card, "kind": "adapter", "of": card["kind"], "sha256": file_hash(path)}
+    write_json(path.with_suffix(".json"), told)
+    return path
+
+
+def exported(run_dir: Path) -> Path | None:
+    """What a run that is done exported: weights, or adapters alone."""
+    for name in (WEIGHTS, ADAPTER):
+        path = run_dir / name
+        if path.exists() and path.with_suffix(".json").exists():
+            return path
+    return None
+
+
 def _adapter_path(path: Path) -> Path:
     return path.with_name(ADAPTER if path.name == WEIGHTS else f"{path.stem}.{ADAPTER}")
+
+
+def has_exported(path: Path) -> bool:
+    """Whether weights were exported to a file, or adapters to the one that stands for it."""
+    return path.exists() or _adapter_path(path).exists()
+
+
+def remove_states(run_dir: Path) -> None:
+    """Remove what a run that is done would have gone on from."""
+    shutil.rmtree(run_dir / "state", ignore_errors=True)
 
 
 def restore_exported(model: nn.Module, path: Path) -> None:
@@ -189,13 +250,34 @@ def restore_exported(model: nn.Module, path: Path) -> None:
 def locate_weights(place: str | Path, kind: str) -> Path:
     """The weights file behind a run folder, a file, or a name of the shipped stock ("stock/clip").
 
-    A prior or decoder may also be a published file (see crest/hub_files.py) that crest.convert was run on.
+    A prior or decoder may also be a published file (see crest/hub_files.py) that crest.convert was run on,
+    and adapters may stand behind it (see crest/adapter_files.py): they are compared with it, and left out.
 
     Raises:
-        WeightsError: nothing there.
+        WeightsError: nothing there, or an adapter of other weights.
     """
+    return _locate(parse(place), kind) if kind in ADAPTED else _locate_plain(place, kind)
+
+
+def _locate(named: Named, kind: str) -> Path:
+    try:
+        path = _locate_plain(named.base, kind)
+    except WeightsError as error:
+        if not named.alone:
+            raise
+        adapter = named.adapters[0]
+        raise WeightsError(
+            f"{adapter.path}: its base {adapter.base} can't be had ({str(error).rstrip('.')}); where it lies "
+            f"elsewhere, name that place before it: PLACE+{adapter.path}."
+        ) from None
+    if named.adapters:
+        refuse_misfits(named, kind, short_hash(path), read_card(path, kind))
+    return path
+
+
+def _locate_plain(place: str | Path, kind: str) -> Path:
     text = str(place)
-    if kind in ("prior", "decoder") and is_published(text):
+    if kind in ADAPTED and is_published(text):
         return converted(text, kind)
     folder = Path(__file__).parent / text if text.startswith("stock/") else Path(place)
     path = folder / WEIGHTS if folder.is_dir() or text.startswith("stock/") else folder
@@ -206,6 +288,36 @@ def locate_weights(place: str | Path, kind: str) -> Path:
     raise WeightsError(
         f"{text}: there are no {kind} weights; expected a run folder, a .safetensors file or stock/{kind}."
     )
+
+
+def load_model(
+    place: str | Path,
+    kind: str,
+    build: Callable[[Path, dict[str, Any]], M],
+    verify: Callable[[nn.Module, Mapping[str, Any], str], None],
+) -> tuple[M, str, dict[str, Any]]:
+    """A prior or decoder from a place: model, the 16 digits that name its weights, card.
+
+    Adapters that the place names are added to the weights; card and digits are then of the sum.
+
+    Args:
+        build: weights file and card -> a network that they fit.
+        verify: looks at the network with its file's weights, card and file.
+    Raises:
+        WeightsError: nothing there, weights of another architecture, or an adapter of other weights.
+    """
+    named = parse(place)
+    path = _locate(named, kind)
+    card, own = read_card(path, kind), short_hash(path)
+    model = build(path, card)
+    assert isinstance(model, nn.Module)
+    load_weights(model, path)
+    verify(model, card, str(path))
+    if named.adapters:
+        tensors = model.state_dict()
+        refuse_other_numbers(named, own, tensors)
+        add_changes(tensors, named.adapters)
+    return model, stack_hash(own, named.adapters), stacked_card(named, own, card)
 
 
 def read_card(path: Path, kind: str) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from crest.errors import ConfigError, CrestError
 from crest.interruption import ENDED, Ended, listen
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Export = Literal["auto", "adapter", "merged"]
 SamplerName = Literal["ddim", "dpmpp_2m", "ddpm", "ddpm_large"]
 ScheduleName = Literal["cosine", "linear", "quadratic", "sigmoid", "jsd"]
 Prediction = Literal["epsilon", "x_start", "v"]
@@ -70,6 +71,9 @@ class RunConfig(Config):
     """Steps between two preview grids; the last step always has one."""
     save_every: int = Field(default=200, ge=1)
     """Steps between two saved states."""
+    export: Export = "auto"
+    """What is exported of adapters: "adapter" themselves alone, "merged" whole weights with them in; "auto"
+    takes the first for a prior or decoder, whose base can be named, and the second for other models."""
     device_memory_gb: float | None = Field(default=None, gt=0)
     """Memory of the device that `--dry-run` plans for (10^9 bytes); null asks the one that is here."""
 

@@ -19,12 +19,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from crest.adapters import exports_adapters
 from crest.checkpoint import (
-    CARD,
-    WEIGHTS,
+    BEST,
     State,
     export_weights,
+    exported,
+    has_exported,
     load_state,
+    remove_states,
     restore_exported,
     save_state,
 )
@@ -42,7 +45,7 @@ Metrics = Mapping[str, float]
 Batch = TypeVar("Batch")
 WATCHED = frozenset(
     f"run.{name}"
-    for name in ("dir", "log_every", "preview_every", "save_every", "device", "device_memory_gb")
+    for name in ("dir", "log_every", "preview_every", "save_every", "device", "device_memory_gb", "export")
 ) | {"optim.ema_device"}
 """Settings that say where and how finely a run is watched, not what it is."""
 
@@ -110,17 +113,18 @@ def fit(
         accumulation: micro-batches per optimizer step, as `stage.batches` yields them.
         export_best: export the best validated EMA weights instead of the last.
     Returns:
-        the exported weights file.
+        the exported weights file, or that of adapters alone.
     Raises:
+        ConfigError: adapters alone are to be exported where there are none.
         RunError: another recipe's run folder, or a loss that is not finite (before the optimizer step).
     """
     world = world or open_world(run.device, run.precision)
     _refuse_other_recipe(run.dir, recipe)
-    weights = run.dir / WEIGHTS
-    if (run.dir / CARD).exists() and weights.exists():
+    before = exported(run.dir)
+    if before is not None:
         if world.is_main:
             print(f"{run.dir}: finished before; nothing to do (remove the folder to train again)")
-        return weights
+        return before
     torch.manual_seed(mix_seed(run.seed))
     state = _start(stage, run, optim, world)
     model, optimizer = world.prepare(state.model, state.optimizer)
@@ -165,7 +169,9 @@ def fit(
     if world.is_main:
         _export(stage, state, run, recipe, world, export_best)
     world.barrier()
-    return weights
+    done = exported(run.dir)
+    assert done is not None
+    return done
 
 
 def _refuse_other_recipe(run_dir: Path, recipe: Mapping[str, Any]) -> None:
@@ -205,6 +211,7 @@ def _claim(run_dir: Path, recipe: Mapping[str, Any], world: World) -> None:
 
 def _start(stage: Stage[Any], run: RunConfig, optim: OptimConfig, world: World) -> State:
     model = stage.model().to(world.device)
+    exports_adapters(run.export, model)
     ema = Ema(model, optim.ema_decay, optim.ema_device)
     state = State(0, model, ema, build_optimizer(model, optim))
     ema.guard(state.optimizer)
@@ -286,7 +293,8 @@ def _validate(stage: Stage[Any], state: State, world: World, tracker: Tracker, r
         state.best, state.best_step = value, state.step
         if world.is_main:
             with state.ema.on(world.device) as average:
-                export_weights(run.dir, average, stage.card(average), name="best.safetensors")
+                card, alone = stage.card(average), exports_adapters(run.export, state.model)
+                export_weights(run.dir, average, card, name=BEST, adapters_alone=alone)
 
 
 def _preview(stage: Stage[Any], state: State, world: World, tracker: Tracker) -> None:
@@ -309,8 +317,11 @@ def _export(
         "world": {"processes": world.size, "device": world.device.type, "precision": world.precision},
         "recipe": dict(recipe),
     }
-    if export_best and state.best_step != state.step and (run.dir / "best.safetensors").exists():
-        restore_exported(state.ema.model, run.dir / "best.safetensors")
+    if export_best and state.best_step != state.step and has_exported(run.dir / BEST):
+        restore_exported(state.ema.model, run.dir / BEST)
         card["step"] = state.best_step
     with state.ema.on(world.device) as average:
-        export_weights(run.dir, average, card)
+        alone = exports_adapters(run.export, state.model)
+        export_weights(run.dir, average, card, adapters_alone=alone)
+    if alone:
+        remove_states(run.dir)

@@ -7,7 +7,7 @@ weight out anew (channels-last is lost), waits for the device once a weight and 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import torch
@@ -51,6 +51,33 @@ def optimizer_bytes(weight: Tensor, optim: OptimConfig) -> int:
     if optim.optimizer == "adamw_8bit" and numbers >= SMALL:
         return 2 * (numbers + 4 * -(-numbers // BLOCK))
     return 2 * numbers * weight.element_size()
+
+
+def flatten(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """An optimizer's state for a file: tensors by number and name, and its groups, JSON-able."""
+    saved = optimizer.state_dict()
+    tensors = {
+        f"{index}.{name}": torch.as_tensor(value)
+        for index, entry in saved["state"].items()
+        for name, value in entry.items()
+    }
+    return tensors, saved["param_groups"]
+
+
+def restore(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: list[dict[str, Any]]
+) -> None:
+    """Take up what `flatten` gave."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    entries: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        index, _, name = key.partition(".")
+        weight = weights[int(index)]
+        if tensor.shape == weight.shape:
+            # the fused step walks memory: moments in another order than their weight's meet wrong numbers
+            tensor = torch.empty_strided(weight.size(), weight.stride(), dtype=tensor.dtype).copy_(tensor)
+        entries.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({"state": entries, "param_groups": groups})
 
 
 class AdamW8bit(torch.optim.Optimizer):

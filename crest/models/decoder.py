@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from dalle2_pytorch.dalle2_pytorch import Unet
 from torch import Tensor, nn
 
-from crest.checkpoint import card_spec, load_weights, locate_weights, read_card, short_hash
+from crest.checkpoint import card_spec, load_model
 from crest.diffusion.noise_schedule import NoiseSchedule
 from crest.diffusion.prediction import refuse_blind_epsilon
 from crest.errors import ConfigError
@@ -290,9 +290,4 @@ def load_decoder(place: str | Path) -> tuple[Decoder, str, dict[str, Any]]:
     Raises:
         WeightsError: nothing there, or weights of another architecture.
     """
-    path = locate_weights(place, KIND)
-    card = read_card(path, KIND)
-    decoder = Decoder(card_spec(path, card, DecoderSpec))
-    load_weights(decoder, path)
-    verify(decoder, card, str(path))
-    return decoder, short_hash(path), card
+    return load_model(place, KIND, lambda path, card: Decoder(card_spec(path, card, DecoderSpec)), verify)

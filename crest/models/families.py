@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_check
 
 from torch import Tensor, nn
 
-from crest.checkpoint import card_spec, load_weights, locate_weights, read_card, short_hash
+from crest.checkpoint import card_spec, load_model
 from crest.config import Config, Prediction, read_spec
 from crest.diffusion.noise_schedule import NoiseSchedule
 from crest.errors import ConfigError, WeightsError
@@ -331,16 +331,14 @@ def _build(
 def _load(
     doors: Mapping[str, Callable[[], Door[F]]], place: str | Path, kind: str
 ) -> tuple[F, str, dict[str, Any]]:
-    path = locate_weights(place, kind)
-    card = read_card(path, kind)
-    name = card.get("family", DEFAULT)
-    if name not in doors:
-        raise WeightsError(
-            f'{path.with_suffix(".json")}: names the family "{name}", expected one of {", ".join(doors)}; '
-            "take a release of Crest that knows it."
-        )
-    door = doors[name]()
-    model = door.model_class(card_spec(path, card, door.spec_class))
-    load_weights(as_module(model), path)
-    verify(as_module(model), card, str(path))
-    return model, short_hash(path), card
+    def build(path: Path, card: Mapping[str, Any]) -> F:
+        name = card.get("family", DEFAULT)
+        if name not in doors:
+            raise WeightsError(
+                f'{path.with_suffix(".json")}: names the family "{name}", expected one of '
+                f"{', '.join(doors)}; take a release of Crest that knows it."
+            )
+        door = doors[name]()
+        return door.model_class(card_spec(path, card, door.spec_class))
+
+    return load_model(place, kind, build, verify)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from dalle2_pytorch.dalle2_pytorch import DiffusionPriorNetwork
 from torch import Tensor, nn
 
-from crest.checkpoint import card_spec, load_weights, locate_weights, read_card, short_hash
+from crest.checkpoint import card_spec, load_model
 from crest.config import SamplerName
 from crest.diffusion.noise_schedule import NoiseSchedule
 from crest.diffusion.prediction import refuse_blind_epsilon, to_x_start
@@ -36,7 +36,9 @@ class Prior(nn.Module):
     Inside, embeddings are scaled by sqrt(D) so that their entries have the variance of the noise.
     """
 
-    lora_targets: Sequence[str] = ("net.causal_transformer.layers.*.weight",)
+    lora_targets: Sequence[str] = tuple(
+        f"net.causal_transformer.layers.*.{name}.weight" for name in ("to_q", "to_kv", "to_out.0")
+    )
 
     def __init__(self, spec: PriorSpec) -> None:
         super().__init__()
@@ -199,9 +201,4 @@ def load_prior(place: str | Path) -> tuple[Prior, str, dict[str, Any]]:
     Raises:
         WeightsError: nothing there, or weights of another architecture.
     """
-    path = locate_weights(place, KIND)
-    card = read_card(path, KIND)
-    prior = Prior(card_spec(path, card, PriorSpec))
-    load_weights(prior, path)
-    verify(prior, card, str(path))
-    return prior, short_hash(path), card
+    return load_model(place, KIND, lambda path, card: Prior(card_spec(path, card, PriorSpec)), verify)
