@@ -182,26 +182,23 @@ def step_of(stage: ClipStage, world: World) -> Step:
     """A step as crest.loop.fit makes it: batch, forward, backward, clipping, AdamW, averaged weights."""
     import torch
 
+    from crest.checkpoint import State
     from crest.ema import Ema
-    from crest.learning_rate import learning_rate, set_learning_rate
-    from crest.loop import _train_step
     from crest.optimizers import build_optimizer
+    from crest.train_step import Trained, train_step
 
     plain = stage.model().to(world.device)
     run, optim = stage.config.run, stage.optim
-    ema = Ema(plain, optim.ema_decay)
-    model, optimizer = world.prepare(plain, build_optimizer(plain, optim))
+    state = State(0, plain, Ema(plain, optim.ema_decay), build_optimizer(plain, optim))
+    model, optimizer = world.prepare(plain, state.optimizer)
     batches = stage.batches("train", world, 0)
     model.train()
-    numbers = iter(range(1 << 30))
+    trained = Trained(stage, state, model, optimizer, world, run, optim)
     fast = "high" if world.device.type == "cuda" else "medium"  # what open_world() sets
 
     def step() -> None:
         torch.set_float32_matmul_precision(fast)
-        number = next(numbers)
-        set_learning_rate(optimizer, learning_rate(number, run.steps, optim))
-        _train_step(stage, model, optimizer, batches, world, run, optim, number, 1)
-        ema.update(plain, number)
+        train_step(trained, batches)
 
     return step
 

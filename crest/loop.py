@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -19,9 +18,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from crest.adapters import exports_adapters
+from crest.adapters import ADAPTER, exports_adapters
 from crest.checkpoint import (
     BEST,
+    WEIGHTS,
     State,
     export_weights,
     exported,
@@ -29,16 +29,17 @@ from crest.checkpoint import (
     load_state,
     remove_states,
     restore_exported,
-    save_state,
 )
 from crest.config import OptimConfig, RunConfig
 from crest.ema import Ema
 from crest.errors import RunError
-from crest.interruption import heed
-from crest.learning_rate import learning_rate, set_learning_rate
+from crest.going_on import PENDING, SCALE, Keeper
+from crest.interruption import heed, held_back
 from crest.optimizers import build_optimizer
 from crest.records import Split, read_json, write_json
+from crest.sharding import Sharding
 from crest.tracker import Tracker
+from crest.train_step import Trained, is_due, train_step
 from crest.world import World, mix_seed, open_world
 
 Metrics = Mapping[str, float]
@@ -57,6 +58,8 @@ class Stage(Protocol[Batch]):
 
     - `patience` (int, default 0): stop after so many validations without a better `best_by`; 0: never.
     - `loss_limit` (float, default infinity): a loss above it stops the run as one that is not finite does.
+
+    A batch may have `ids` (one string a sample), by which such an error names them.
     """
 
     best_by: str
@@ -116,18 +119,20 @@ def fit(
         the exported weights file, or that of adapters alone.
     Raises:
         ConfigError: adapters alone are to be exported where there are none.
-        RunError: another recipe's run folder, or a loss that is not finite (before the optimizer step).
+        RunError: another recipe's run folder, or a loss or gradient that is not finite (before the step).
     """
     world = world or open_world(run.device, run.precision)
     _refuse_other_recipe(run.dir, recipe)
-    before = exported(run.dir)
-    if before is not None:
+    done = exported(run.dir)
+    if done is not None:
         if world.is_main:
             print(f"{run.dir}: finished before; nothing to do (remove the folder to train again)")
-        return before
+        return done
     torch.manual_seed(mix_seed(run.seed))
-    state = _start(stage, run, optim, world)
+    state, sharding = _start(stage, run, optim, world)
+    exports_adapters(run.export, state.model)  # refused before a step is made
     model, optimizer = world.prepare(state.model, state.optimizer)
+    world.restore_scale(state.extra.get(SCALE, {}))
     batches = _begun(stage.batches("train", world, state.step), wanted=state.step < run.steps)
     _claim(run.dir, recipe, world)
     progress = tqdm(
@@ -137,41 +142,53 @@ def fit(
         unit="step",
         disable=None if world.is_main else True,
     )
-    with progress, contextlib.closing(Tracker(run.dir, state.step, active=world.is_main)) as tracker:
+    # split weights are saved by all processes together: a signal waits until all have agreed to stop
+    with (
+        contextlib.nullcontext() if sharding is None else held_back(),
+        progress,
+        Keeper(run.dir, state, world, sharding) as keeper,
+        contextlib.closing(
+            Tracker(run.dir, state.step, active=world.is_main, again=PENDING in state.extra)
+        ) as tracker,
+    ):
+        trained = Trained(stage, state, model, optimizer, world, run, optim, accumulation, keeper)
         if state.step == 0:
             _validate(stage, state, world, tracker, run)
+        if PENDING in state.extra:  # it was stopped after its last step, before what was due then
+            _do_what_is_due(stage, trained, keeper, tracker)
         model.train()
         while state.step < run.steps and not _is_hopeless(stage, state, run):
             heed()
-            lr = learning_rate(state.step, run.steps, optim)
-            set_learning_rate(optimizer, lr)
-            figures = _train_step(
-                stage, model, optimizer, batches, world, run, optim, state.step, accumulation
-            )
-            state.ema.update(state.model, state.step)
-            state.step += 1
+            train_step(trained, batches)
             progress.update()
-            if _due(state.step, run.log_every, run.steps):
-                metrics = world.mean({f"train/{name}": float(value) for name, value in figures.items()})
-                tracker.scalars(state.step, {**metrics, "train/lr": lr})
-                progress.set_postfix(loss=f"{metrics['train/loss']:.4f}", refresh=False)
-            if _due(state.step, run.validate_every, run.steps):
-                _validate(stage, state, world, tracker, run)
-                model.train()
-            if _due(state.step, run.preview_every, run.steps) and world.is_main:
-                _preview(stage, state, world, tracker)
-            if _due(state.step, run.save_every, run.steps):
-                if world.is_main:
-                    save_state(run.dir, state)
-                world.barrier()
-        if state.step < run.steps and world.is_main:  # stopped early: what it shows is due now
+            shown = _do_what_is_due(stage, trained, keeper, tracker)
+            if shown:
+                progress.set_postfix(loss=f"{shown['train/loss']:.4f}", refresh=False)
+        if state.step < run.steps:  # stopped early: what it shows is due now
             _preview(stage, state, world, tracker)
-    if world.is_main:
-        _export(stage, state, run, recipe, world, export_best)
+    _export(stage, state, run, recipe, world, export_best)
     world.barrier()
-    done = exported(run.dir)
-    assert done is not None
-    return done
+    return run.dir / (ADAPTER if exports_adapters(run.export, state.model) else WEIGHTS)
+
+
+def _do_what_is_due(
+    stage: Stage[Any], trained: Trained, keeper: Keeper, tracker: Tracker
+) -> dict[str, float]:
+    """Log, validate, show and save what the step just made asks for; returns the figures that were logged."""
+    state, world, run = trained.state, trained.world, trained.run
+    figures: dict[str, float] = state.extra.get(PENDING, {})
+    if figures:
+        tracker.scalars(state.step, figures)
+    if is_due(state.step, run.validate_every, run.steps):
+        _validate(stage, state, world, tracker, run)
+        trained.model.train()
+    if is_due(state.step, run.preview_every, run.steps):
+        _preview(stage, state, world, tracker)
+    state.extra.pop(PENDING, None)
+    if is_due(state.step, run.save_every, run.steps):
+        keeper.save()
+        world.barrier()
+    return figures
 
 
 def _refuse_other_recipe(run_dir: Path, recipe: Mapping[str, Any]) -> None:
@@ -209,9 +226,23 @@ def _claim(run_dir: Path, recipe: Mapping[str, Any], world: World) -> None:
         write_json(run_dir / "config.json", recipe)
 
 
-def _start(stage: Stage[Any], run: RunConfig, optim: OptimConfig, world: World) -> State:
-    model = stage.model().to(world.device)
-    exports_adapters(run.export, model)
+def _start(
+    stage: Stage[Any], run: RunConfig, optim: OptimConfig, world: World
+) -> tuple[State, Sharding | None]:
+    if not world.is_split:
+        return _whole_start(stage, run, optim, world, world.device), None
+    sharding = Sharding(world, optim)
+    for rank in range(world.size):  # one after the other: for a moment each holds everything
+        if rank == world.rank:
+            state = sharding.split(_whole_start(stage, run, optim, world, torch.device("cpu")))
+        world.barrier()
+    return state, sharding
+
+
+def _whole_start(
+    stage: Stage[Any], run: RunConfig, optim: OptimConfig, world: World, device: torch.device
+) -> State:
+    model = stage.model().to(device)
     ema = Ema(model, optim.ema_decay, optim.ema_device)
     state = State(0, model, ema, build_optimizer(model, optim))
     ema.guard(state.optimizer)
@@ -220,64 +251,10 @@ def _start(stage: Stage[Any], run: RunConfig, optim: OptimConfig, world: World) 
     return state
 
 
-def _train_step(
-    stage: Stage[Any],
-    model: nn.Module,
-    optimizer: Any,
-    batches: Iterator[Any],
-    world: World,
-    run: RunConfig,
-    optim: OptimConfig,
-    step: int,
-    accumulation: int,
-) -> dict[str, Tensor]:
-    torch.manual_seed(mix_seed(run.seed, step, world.rank))  # dropout inside a network, if any
-    sums: dict[str, Tensor] = {}
-    for micro in range(accumulation):
-        batch = next(batches)
-        with world.accumulate(model, last=micro == accumulation - 1):
-            with world.autocast():
-                loss, figures = stage.loss(model, batch)
-            for name, value in {"loss": loss, **figures}.items():
-                sums[name] = (
-                    sums.get(name, torch.zeros((), device=value.device))
-                    + value.detach().float() / accumulation
-                )
-            _refuse_exploded(loss, run, optim, step, world, getattr(stage, "loss_limit", math.inf))
-            world.backward(loss / accumulation)
-    for weight in stage.resting(step):
-        weight.grad = None
-    learning = [weight for group in optimizer.param_groups for weight in group["params"]]
-    sums["grad_norm"] = world.accelerator.clip_grad_norm_(learning, optim.clip_grad_norm).detach()
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return sums
-
-
-def _refuse_exploded(
-    loss: Tensor, run: RunConfig, optim: OptimConfig, step: int, world: World, limit: float
-) -> None:
-    is_fine = (torch.isfinite(loss.detach()) & (loss.detach() <= limit)).float()
-    if world.size > 1:
-        torch.distributed.all_reduce(is_fine, op=torch.distributed.ReduceOp.MIN)
-    if not math.isclose(float(is_fine), 1.0):
-        value = float(loss.detach())
-        is_number = math.isfinite(value)
-        what = f"{value:.4g}, more than {limit:.4g}" if is_number else f"{value}, not a finite number"
-        raise RunError(
-            f"{run.dir}: the loss at step {step} is {what}; the weights are those of the step before. Lower "
-            f"optim.lr (it is {optim.lr:g}; a tenth of it, say) or look at that batch, and run again."
-        )
-
-
 def _is_hopeless(stage: Stage[Any], state: State, run: RunConfig) -> bool:
     """Whether so many validations have brought nothing better that the stage wants to stop."""
     waited = (state.step - state.best_step) // run.validate_every
     return 0 < patience_of(stage) <= waited
-
-
-def _due(step: int, every: int, steps: int) -> bool:
-    return step % every == 0 or step == steps
 
 
 @torch.no_grad()
@@ -290,16 +267,20 @@ def _validate(stage: Stage[Any], state: State, world: World, tracker: Tracker, r
         return
     lower = stage.best_by.endswith("loss")
     if state.best is None or (value < state.best if lower else value > state.best):
-        state.best, state.best_step = value, state.step
-        if world.is_main:
+        if world.is_main or world.is_split:
             with state.ema.on(world.device) as average:
-                card, alone = stage.card(average), exports_adapters(run.export, state.model)
-                export_weights(run.dir, average, card, name=BEST, adapters_alone=alone)
+                if world.is_main:
+                    card, alone = stage.card(average), exports_adapters(run.export, state.model)
+                    export_weights(run.dir, average, card, name=BEST, adapters_alone=alone)
+        # afterwards: stopped before, a run that goes on judges this step once more
+        state.best, state.best_step = value, state.step
 
 
 def _preview(stage: Stage[Any], state: State, world: World, tracker: Tracker) -> None:
-    with state.ema.on(world.device) as average:
-        tracker.images(state.step, stage.preview(average))
+    if world.is_main or world.is_split:
+        with state.ema.on(world.device) as average:
+            if world.is_main:
+                tracker.images(state.step, stage.preview(average))
 
 
 def _export(
@@ -310,18 +291,22 @@ def _export(
     world: World,
     export_best: bool,
 ) -> None:
-    card = {
-        **stage.card(state.ema.model),
-        "step": state.step,
-        "best": {"by": stage.best_by, "value": state.best, "step": state.best_step},
-        "world": {"processes": world.size, "device": world.device.type, "precision": world.precision},
-        "recipe": dict(recipe),
-    }
-    if export_best and state.best_step != state.step and has_exported(run.dir / BEST):
-        restore_exported(state.ema.model, run.dir / BEST)
-        card["step"] = state.best_step
+    if not (world.is_main or world.is_split):
+        return
     with state.ema.on(world.device) as average:
+        if not world.is_main:
+            return
+        card = {
+            **stage.card(average),
+            "step": state.step,
+            "best": {"by": stage.best_by, "value": state.best, "step": state.best_step},
+            "world": {"processes": world.size, "device": world.device.type, "precision": world.precision},
+            "recipe": dict(recipe),
+        }
+        if export_best and state.best_step != state.step and has_exported(run.dir / BEST):
+            restore_exported(average, run.dir / BEST)
+            card["step"] = state.best_step
         alone = exports_adapters(run.export, state.model)
         export_weights(run.dir, average, card, adapters_alone=alone)
-    if alone:
-        remove_states(run.dir)
+        if alone:
+            remove_states(run.dir)

@@ -7,7 +7,8 @@ that a stopped run leaves the same record as one that never stopped.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,9 +27,10 @@ class Tracker:
         run_dir: the run folder.
         start: the step that the run (re)starts from; what was recorded up to it is kept, 0 keeps nothing.
         active: False on all processes but the first; everything is then a no-op.
+        again: what is recorded at step `start` itself is still to come, or comes once more.
     """
 
-    def __init__(self, run_dir: Path, start: int, active: bool = True) -> None:
+    def __init__(self, run_dir: Path, start: int, active: bool = True, again: bool = False) -> None:
         self._path = run_dir / "metrics.jsonl"
         self._writer: SummaryWriter | None = None
         if not active:
@@ -36,16 +38,22 @@ class Tracker:
         from torch.utils.tensorboard import SummaryWriter
 
         if self._path.exists():
-            write_jsonl(self._path, (row for row in read_scalars(run_dir) if 0 < start >= row["step"]))
-        self._writer = SummaryWriter(str(run_dir), purge_step=start + 1 if start else 0)
+            last = start - again if start else -1
+            write_jsonl(self._path, (row for row in read_scalars(run_dir) if row["step"] <= last))
+        _tell_once()
+        self._writer = SummaryWriter(str(run_dir), purge_step=start + (not again) if start else 0)
 
     def scalars(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record numbers at a step."""
         if self._writer is None:
             return
         row = {"step": step, **{name: round(float(value), 6) for name, value in metrics.items()}}
-        with self._path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(row) + "\n")
+        try:
+            with self._path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(row) + "\n")
+        except OSError as error:
+            error.filename = str(self._path)  # a full disk is told without a name
+            raise
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
 
@@ -61,6 +69,24 @@ class Tracker:
         """Write out what is buffered."""
         if self._writer is not None:
             self._writer.close()
+
+
+def _tell_once() -> None:
+    """Keep quiet about errors of TensorBoard's writing thread, which its next call raises in this one."""
+    told = threading.excepthook
+    if isinstance(told, _Quiet):
+        return
+    threading.excepthook = _Quiet(told)
+
+
+class _Quiet:
+    def __init__(self, told: Callable[[threading.ExceptHookArgs], object]) -> None:
+        self._told = told
+
+    def __call__(self, arguments: threading.ExceptHookArgs) -> None:
+        is_writer = type(arguments.thread).__name__ == "_AsyncWriterThread"
+        if not (is_writer and isinstance(arguments.exc_value, OSError)):
+            self._told(arguments)
 
 
 def read_scalars(run_dir: Path) -> list[dict[str, float]]:

@@ -11,7 +11,7 @@ import ctypes
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,13 +97,18 @@ class World:
     precision: str
     accelerator: Accelerator
 
+    is_split: bool = False
+    """whether each process holds a part of the model (FSDP) rather than a copy; see crest/sharding.py"""
+
     @property
     def is_main(self) -> bool:
         """Whether this process writes files and prints."""
         return self.rank == 0
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
-        """Place the model and make its gradients meet over all processes."""
+        """Place the model and make its gradients meet over all processes; what is split has all that."""
+        if self.is_split:
+            return model, optimizer
         model, optimizer = self.accelerator.prepare(model, optimizer)
         return model, optimizer
 
@@ -115,8 +120,12 @@ class World:
         return torch.autocast(self.device.type, dtype)
 
     def accumulate(self, model: nn.Module, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Hold gradients back from the other processes until the last micro-batch."""
-        if last or self.size == 1:
+        """Hold gradients back from the other processes until the last micro-batch.
+
+        Those of split weights meet at once: whole gradients kept until then would take the memory that is
+        saved.
+        """
+        if last or self.size == 1 or self.is_split:
             return contextlib.nullcontext()
         held: contextlib.AbstractContextManager[Any] = self.accelerator.no_sync(model)
         return held
@@ -124,6 +133,31 @@ class World:
     def backward(self, loss: Tensor) -> None:
         """Backpropagate, scaled where fp16 needs it."""
         self.accelerator.backward(loss)
+
+    def clip(self, weights: Sequence[nn.Parameter], limit: float) -> Tensor:
+        """Scale gradients down to a length (and off fp16's scale); returns that before, over all weights."""
+        if not self.is_split:
+            length: Tensor = self.accelerator.clip_grad_norm_(weights, limit)
+            return length.detach()
+        parts: list[Any] = [weight.grad.to_local() for weight in weights if weight.grad is not None]  # type: ignore[attr-defined]
+        total = torch.stack(torch._foreach_norm(parts)).square().sum()
+        torch.distributed.all_reduce(total)
+        length = total.sqrt()
+        torch._foreach_mul_(parts, (limit / (length + 1e-6)).clamp(max=1.0))
+        return length
+
+    def loss_scale(self) -> float | None:
+        """What fp16's loss is multiplied by; None in other arithmetic. Waits for the device."""
+        return None if self.accelerator.scaler is None else float(self.accelerator.scaler.get_scale())
+
+    def scale_state(self) -> dict[str, Any]:
+        """What fp16's scaling must know to go on; empty in other arithmetic."""
+        return {} if self.accelerator.scaler is None else dict(self.accelerator.scaler.state_dict())
+
+    def restore_scale(self, saved: Mapping[str, Any]) -> None:
+        """Go on from a `scale_state`."""
+        if saved and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(dict(saved))
 
     def mean(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """Average plain numbers over all processes."""
@@ -269,8 +303,20 @@ def _local_rank() -> int:
 
 
 def open_world(device_name: str = "auto", precision: Precision = "auto") -> World:
-    """Join the other processes, if `torchrun` or `accelerate launch` started some."""
+    """Join the other processes, if `torchrun` or `accelerate launch` started some.
+
+    Raises:
+        ConfigError: accelerate was told to split the model in a way that is not there.
+    """
     from accelerate import Accelerator
+
+    wants_split = _is_told("ACCELERATE_USE_FSDP")
+    if _is_told("ACCELERATE_USE_DEEPSPEED") or (wants_split and os.environ.get("FSDP_VERSION", "2") != "2"):
+        what = "FSDP version 1" if wants_split else "DeepSpeed"
+        raise ConfigError(
+            f"accelerate launch: found {what}, expected FSDP version 2; give it --config_file "
+            "configs/accelerate/fsdp.yaml."
+        )
 
     device = pick_device(device_name)
     arithmetic = pick_precision(precision, device)
@@ -283,5 +329,15 @@ def open_world(device_name: str = "auto", precision: Precision = "auto") -> Worl
         step_scheduler_with_optimizer=False,
     )
     return World(
-        accelerator.process_index, accelerator.num_processes, accelerator.device, arithmetic, accelerator
+        accelerator.process_index,
+        accelerator.num_processes,
+        accelerator.device,
+        arithmetic,
+        accelerator,
+        wants_split and torch.distributed.is_initialized(),
     )
+
+
+def _is_told(name: str) -> bool:
+    """Whether `accelerate launch` set this switch."""
+    return os.environ.get(name, "false").lower() in ("true", "1")
