@@ -151,13 +151,12 @@ class PriorPrefix:
         return replace(self, keys=tuple(keys), values=tuple(values))
 
     def and_also(self, other: PriorPrefix) -> PriorPrefix:
-        """These rows, then as many of another prefix (its own, or its only one again and again)."""
-        rows = len(self.keys[0])
-        pairs = [
-            [torch.cat((own, more.expand(rows, -1, -1))) for own, more in zip(mine, theirs, strict=True)]
+        """These rows, then those of another prefix."""
+        keys, values = (
+            [torch.cat(pair) for pair in zip(mine, theirs, strict=True)]
             for mine, theirs in ((self.keys, other.keys), (self.values, other.values))
-        ]
-        return replace(self, keys=tuple(pairs[0]), values=tuple(pairs[1]))
+        )
+        return replace(self, keys=tuple(keys), values=tuple(values))
 
 
 @torch.no_grad()

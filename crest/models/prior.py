@@ -22,7 +22,7 @@ from crest.diffusion.prediction import refuse_blind_epsilon, to_x_start
 from crest.diffusion.sampling import SAMPLERS
 from crest.errors import ConfigError
 from crest.models.clip import TextFeatures
-from crest.models.fast_prior import prior_forward
+from crest.models.fast_prior import PriorPrefix, prior_forward, prior_prefix, prior_step
 from crest.models.fingerprint import verify
 from crest.models.prior_spec import PriorSpec, refuse_misfits
 
@@ -131,6 +131,20 @@ class Prior(nn.Module):
             checkpointing=self.checkpointing,
         ).float()
 
+    def step(
+        self,
+        told: PriorPrefix,
+        x_t: Tensor,
+        t: Tensor,
+        image_keep: Tensor,
+        *,
+        self_cond: Tensor | None = None,
+    ) -> Tensor:
+        """`forward` (R, D) after a text of R rows that was run before; one timestep t (1,) for all."""
+        if self_cond is not None and self.spec.clamp_sampled:
+            self_cond = F.normalize(self_cond, dim=-1) * self.spec.scale
+        return prior_step(self.net, told, x_t, t, image_keep, self_cond=self_cond).float()
+
     def sample(
         self, text: TextFeatures, *, seeds: Sequence[int], cond_scale: float, steps: int, candidates: int
     ) -> Tensor:
@@ -175,15 +189,13 @@ def sample_image_embed(
         [torch.randn(candidates, dim, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     )
     noise = noise.view(b * candidates, dim).to(device)
-    text_embed = text.text_embed.repeat_interleave(candidates, dim=0)
-    encodings = text.text_encodings.repeat_interleave(candidates, dim=0) if spec.text_encodings else None
-    keep = torch.ones(len(noise), dtype=torch.bool, device=device)
-    keep_image = ~keep if spec.saw_dropped_images else keep
+    told, image_keep, guides = _told(prior, text, candidates, cond_scale != 1.0)
 
     def denoise(x_t: Tensor, t: Tensor, self_cond: Tensor | None = None) -> Tensor:
-        predicted = prior(x_t, t, text_embed, encodings, keep, keep, self_cond=self_cond)
-        if cond_scale != 1.0:
-            without = prior(x_t, t, text_embed, encodings, ~keep, keep_image, self_cond=self_cond)
+        guess = None if self_cond is None else torch.cat((self_cond, self_cond[:guides]))
+        both = prior.step(told, torch.cat((x_t, x_t[:guides])), t[:1], image_keep, self_cond=guess)
+        predicted, without = both[: len(x_t)], both[len(x_t) :]
+        if guides:
             predicted = without + (predicted - without) * cond_scale
         x_start = to_x_start(spec.prediction, predicted, x_t, schedule.alpha(t, 2), schedule.sigma(t, 2))
         return F.normalize(x_start, dim=-1) * spec.scale if spec.clamp_sampled else x_start
@@ -193,6 +205,29 @@ def sample_image_embed(
     drawn = drawn.view(b, candidates, dim)
     nearest = torch.einsum("bcd,bd->bc", drawn, text.text_embed).argmax(dim=1)
     return drawn[torch.arange(b, device=device), nearest]
+
+
+def _told(prior: Prior, text: TextFeatures, candidates: int, guided: bool) -> tuple[PriorPrefix, Tensor, int]:
+    """What no timestep changes: the text, run once, and rows that show none of it after those that do.
+
+    Returns:
+        the text of B * candidates rows, then of those that guide; for each, whether it sees its x_t; how many
+        guide: one for all where they would see nothing that tells them apart.
+    """
+    spec, net = prior.spec, prior.net
+    b, device = len(text.text_embed), text.text_embed.device
+    keep = torch.ones(b, dtype=torch.bool, device=device)
+    words = prior.project_text(text.text_encodings) if spec.text_encodings else None
+    told = prior_prefix(net, text.text_embed * spec.text_scale, words, keep, arithmetic=spec.arithmetic)
+    told = told.rows(torch.arange(b, device=device).repeat_interleave(candidates))
+    rows = b * candidates
+    guides = 0 if not guided else 1 if spec.saw_dropped_images and not spec.self_cond else rows
+    if guides:
+        nothing = prior_prefix(net, text.text_embed[:1], None, ~keep[:1], arithmetic=spec.arithmetic)
+        told = told.and_also(nothing.rows(torch.zeros(guides, dtype=torch.long, device=device)))
+    image_keep = torch.ones(rows + guides, dtype=torch.bool, device=device)
+    image_keep[rows:] = not spec.saw_dropped_images
+    return told, image_keep, guides
 
 
 def load_prior(place: str | Path) -> tuple[Prior, str, dict[str, Any]]:

@@ -109,13 +109,13 @@ def test_ours_draws_what_a_perfect_network_knows(staged: Staged, kind: str) -> N
     prior: Any = staged(model__scratch=spec).model().eval()
     true = unit(0)
 
-    def perfect(x_t: Tensor, t: Tensor, *_: Any, **__: Any) -> Tensor:
+    def perfect(_: Any, x_t: Tensor, t: Tensor, *__: Any, **___: Any) -> Tensor:
         alpha, sigma = prior.noise_schedule.alpha(t, 2), prior.noise_schedule.sigma(t, 2)
         x_start = true * D**0.5
         epsilon = (x_t - alpha * x_start) / sigma
         return epsilon if kind == "epsilon" else alpha * epsilon - sigma * x_start
 
-    prior.forward = perfect
+    prior.step = perfect
     drawn = sample_image_embed(
         prior, TextFeatures(unit(1), torch.zeros(B, 3, 10)), seeds=range(B), steps=10, candidates=1
     )

@@ -147,13 +147,18 @@ def test_self_conditioned_priors_are_judged_as_they_draw(staged: Staged) -> None
     stage = staged(model__scratch={**SPEC, "self_cond": True})
     blind = staged(model__scratch={**SPEC, "self_cond": True})
     shown: list[Tensor] = []
-    whole = Prior.forward
+    whole, step = Prior.forward, Prior.step
 
     class Noticing(Prior):
         def forward(self, *told: Any, self_cond: Tensor | None = None) -> Tensor:
             if self_cond is not None:
                 shown.append(self_cond)
             return whole(self, *told, self_cond=self_cond)
+
+        def step(self, *told: Any, self_cond: Tensor | None = None) -> Tensor:
+            if self_cond is not None:
+                shown.append(self_cond)
+            return step(self, *told, self_cond=self_cond)
 
     blind.validate(Noticing(stage.prior.spec).eval(), open_world("cpu", "fp32"))
     assert (

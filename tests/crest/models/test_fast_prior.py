@@ -215,7 +215,7 @@ def test_a_step_after_its_text_is_the_whole_forward(name: str, words: bool, arit
         assert_like(prior_step(net, told, *noised, image_keep, **extra), wanted.detach(), "told")
         assert_like(prior_step(net, nothing, *noised, image_keep, **extra), without.detach(), "nothing")
         index = torch.tensor([2, 0, 0])
-        both = told.rows(index).and_also(nothing)
+        both = told.rows(index).and_also(nothing.rows(torch.zeros_like(index)))
         twice = [
             None if value is None else torch.cat((value[index], value))
             for value in (inputs["image_embed"], timesteps(), image_keep, extra["self_cond"])

@@ -250,7 +250,7 @@ def test_a_self_conditioned_draw_is_shown_its_last_guess() -> None:
         blind = F.normalize(ddim(denoise, noise, prior.noise_schedule, 4), dim=1)
     assert [guess is None for guess in shown[:4]] == [True, False, False, False]
     found = sample_image_embed(prior, text, seeds=range(B), steps=4, candidates=1)
-    assert torch.allclose(found, expected, atol=1e-5)
+    assert torch.allclose(found, expected, atol=5e-5)
     assert not torch.allclose(found, blind, atol=1e-3)
 
 
