@@ -187,28 +187,25 @@ def crest_step(setup: Setup, precision: Precision, *, compiled: bool = False, pr
     """
     import torch
 
+    from crest.checkpoint import State
     from crest.ema import Ema
-    from crest.learning_rate import learning_rate, set_learning_rate
-    from crest.loop import _train_step
     from crest.optimizers import build_optimizer
+    from crest.train_step import Trained, train_step
 
     if proven:
         print(f"decoder: gradients differ by {proof(setup):.1e} of their length", file=sys.stderr)
     stage, world = setup.stage_and_world(precision, compiled=compiled)
     plain, run, optim = stage.model(), stage.config.run, stage.config.optim
-    ema = Ema(plain, optim.ema_decay)
-    model, optimizer = world.prepare(plain, build_optimizer(plain, optim))
+    state = State(0, plain, Ema(plain, optim.ema_decay), build_optimizer(plain, optim))
+    model, optimizer = world.prepare(plain, state.optimizer)
     batches = stage.batches("train", world, 0)
     model.train()
-    numbers = itertools.count()
+    trained = Trained(stage, state, model, optimizer, world, run, optim)
 
     def step() -> object:
         torch.set_float32_matmul_precision("medium")  # what open_world() sets
-        number = next(numbers)
-        set_learning_rate(optimizer, learning_rate(number, run.steps, optim))
-        figures = _train_step(stage, model, optimizer, batches, world, run, optim, number, 1)
-        ema.update(plain, number)
-        return figures
+        train_step(trained, batches)
+        return state
 
     return step
 
