@@ -217,21 +217,23 @@ def stack_hash(own: str, adapters: Sequence[Adapter]) -> str:
 
 
 def stacked_card(named: Named, own: str, card: Mapping[str, Any]) -> dict[str, Any]:
-    """The card of a base with adapters: parents are the adapters' where they name some."""
+    """The card of a base with adapters: its parents, and what they changed of its spec, are theirs."""
     if not named.adapters:
         return dict(card)
-    parents = dict(card.get("parents", {}))
+    parents, spec = dict(card.get("parents", {})), dict(card.get("spec", {}))
     for adapter in named.adapters:
         parents |= adapter.card.get("parents", {})
+        spec |= adapter.card.get("spec", {})
     merged = {
         "base": own,
         "place": named.base,
         "hash": stack_hash(own, named.adapters),
         "adapters": [_line(adapter) for adapter in named.adapters],
         "parents": card.get("parents", {}),
+        "spec": card.get("spec", {}),
         "before": card.get("merged"),
     }
-    return {**card, "parents": parents, "merged": merged}
+    return {**card, "spec": spec, "parents": parents, "merged": merged}
 
 
 def _line(adapter: Adapter) -> dict[str, Any]:

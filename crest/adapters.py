@@ -286,10 +286,13 @@ def _told(model: nn.Module, card: Mapping[str, Any]) -> dict[str, Any]:
     record: _Record | None = getattr(model, _RECORD, None)
     if record is None:
         return {}
+    spec = card.get("spec", {})
+    theirs = list(record.base.card.get("spec", {}).items())
     return {
         "of": record.base.kind,
         "family": card.get("family", record.base.card.get("family")),
-        "unet_number": card.get("spec", {}).get("unet_number"),
+        "spec": {name: value for name, value in spec.items() if (name, value) not in theirs},
+        "unet_number": spec.get("unet_number"),
         "place": record.base.place,
         "sample": record.sample,
         "rank": record.rank,

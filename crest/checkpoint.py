@@ -308,16 +308,17 @@ def load_model(
     """
     named = parse(place)
     path = _locate(named, kind)
-    card, own = read_card(path, kind), short_hash(path)
+    plain, own = read_card(path, kind), short_hash(path)
+    card = stacked_card(named, own, plain)
     model = build(path, card)
     assert isinstance(model, nn.Module)
     load_weights(model, path)
-    verify(model, card, str(path))
+    verify(model, plain, str(path))
     if named.adapters:
         tensors = model.state_dict()
         refuse_other_numbers(named, own, tensors)
         add_changes(tensors, named.adapters)
-    return model, stack_hash(own, named.adapters), stacked_card(named, own, card)
+    return model, stack_hash(own, named.adapters), card
 
 
 def read_card(path: Path, kind: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crest.adapters import inject
+from crest.adapters import Base, adapt
 from crest.config import LoraConfig
 from crest.diffusion.learned_variance import hybrid_loss, split_prediction, variational_bound
 from crest.diffusion.lowres import (
@@ -95,7 +95,8 @@ class DecoderStage:
                         "name embeddings of that size."
                     )
             return build_decoder({**scratch, **sizes}, "model.scratch")
-        decoder, _, card = load_decoder_family(model.start)
+        decoder, digest, card = load_decoder_family(model.start)
+        self._base = Base(KIND_DECODER, digest, model.start, card)
         trained_with = card.get("parents", {}).get("clip") or card.get("published", {}).get("clip") or "?"
         if trained_with != self.parents["clip"] and not model.accept_other_clip:
             raise WeightsError(
@@ -158,8 +159,12 @@ class DecoderStage:
                 f"model.sketch_steps: found {model.sketch_steps}, expected 0 with adapters, which leave the "
                 "sketch as it is; set it to 0 or remove model.lora."
             )
-        targets = lora.targets or self.decoder.lora_targets
-        inject(as_module(self.decoder), lora.rank, lora.alpha or lora.rank, targets)
+        if model.sketch_moves:
+            raise ConfigError(
+                "model.sketch_moves: found true, expected false with adapters, which leave the sketch as it "
+                "is; set it to false or remove model.lora."
+            )
+        adapt(as_module(self.decoder), lora, self.decoder.lora_targets, self._base)
 
     def model(self) -> nn.Module:
         """The decoder, filled with its starting weights."""

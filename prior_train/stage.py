@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crest.adapters import inject
+from crest.adapters import Base, adapt
 from crest.diffusion.noise_schedule import add_noise
 from crest.diffusion.prediction import loss_weight, target, to_x_start
 from crest.diffusion.self_conditioning import self_condition
@@ -82,7 +82,8 @@ class PriorStage:
                         "name embeddings of that size."
                     )
             return build_prior({**scratch, **sizes}, "model.scratch")
-        prior, _, card = load_prior_family(model.start)
+        prior, digest, card = load_prior_family(model.start)
+        self._base = Base(KIND_PRIOR, digest, model.start, card)
         trained_with = card.get("parents", {}).get("clip") or card.get("published", {}).get("clip") or "?"
         if trained_with != self.parents["clip"] and not model.accept_other_clip:
             raise WeightsError(
@@ -112,8 +113,7 @@ class PriorStage:
         if model.lora is not None:
             if model.start is None:
                 raise ConfigError("model.lora: adapters need weights to adapt; name a start, or set null.")
-            lora = model.lora
-            inject(as_module(prior), lora.rank, lora.alpha or lora.rank, lora.targets or prior.lora_targets)
+            adapt(as_module(prior), model.lora, prior.lora_targets, self._base)
 
     def model(self) -> nn.Module:
         """The prior, filled with its starting weights."""
