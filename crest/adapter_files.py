@@ -83,7 +83,7 @@ def _pieces(text: str) -> list[str]:
     """A place cut at each plus, but for those that belong to the name of something that exists."""
     parts, pieces = text.split("+"), []
     while parts:
-        exists = (n for n in range(len(parts), 1, -1) if _exists(_scaled("+".join(parts[:n]))[0]))
+        exists = (n for n in range(len(parts), 1, -1) if _exists(scaled("+".join(parts[:n]))[0]))
         taken = next(exists, 1)
         pieces.append("+".join(parts[:taken]))
         parts = parts[taken:]
@@ -97,8 +97,8 @@ def _exists(name: str) -> bool:
         return False
 
 
-def _scaled(piece: str) -> tuple[str, float | None]:
-    """A name without the scale behind it, and that."""
+def scaled(piece: str) -> tuple[str, float | None]:
+    """A name without the scale behind it, and that where there is one."""
     name, colon, number = piece.rpartition(":")
     if not colon or _exists(piece):
         return piece, None
@@ -111,7 +111,7 @@ def _scaled(piece: str) -> tuple[str, float | None]:
 
 def _leading(piece: str) -> Adapter | None:
     """The adapter that a place begins with; None where it begins with weights, or with nothing."""
-    name, scale = _scaled(piece)
+    name, scale = scaled(piece)
     path = Path(name)
     if path.is_dir() and not (path / _WEIGHTS).exists():
         path = path / ADAPTER
@@ -127,7 +127,7 @@ def _leading(piece: str) -> Adapter | None:
 
 def _following(piece: str) -> Adapter:
     """The adapter that is written behind a base."""
-    name, scale = _scaled(piece)
+    name, scale = scaled(piece)
     path = Path(name) / ADAPTER if Path(name).is_dir() else Path(name)
     if not path.is_file():
         raise WeightsError(
@@ -164,7 +164,8 @@ def refuse_misfits(named: Named, kind: str, own: str, card: Mapping[str, Any]) -
     Raises:
         WeightsError: an adapter of another kind or base, or adapters of two CLIPs.
     """
-    same = {own, card.get("merged", {}).get("hash"), card.get("restored", {}).get("base")}
+    others = (card.get("merged", {}).get("hash"), card.get("restored", {}).get("base"))
+    same = {own, *(digest for digest in others if digest)}
     clip: tuple[str, Adapter] | None = None
     for count, adapter in enumerate(named.adapters):
         if adapter.card["of"] != kind:
