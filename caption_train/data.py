@@ -38,6 +38,8 @@ class CaptionBatch:
     """(B, T) 1 for each of the model's things that a caption names, else 0"""
     tokens: float
     """tokens to be learned in a micro-batch, averaged over the step, so that each token weighs alike"""
+    ids: tuple[str, ...] = ()
+    """of the B pictures, for errors that name them"""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Captioned:
     pixels: NDArray[np.uint8]
     """(N, 3, side, side)"""
     captions: list[str]
+    ids: list[str]
 
 
 def is_whole(record: Record) -> bool:
@@ -63,7 +66,7 @@ def read_captioned(config: CaptionDataConfig, side_px: int) -> tuple[Captioned, 
     folder = config.records
     if not (folder / "records.jsonl").exists():
         splits = [open_pictures(folder, split, side_px) for split in ("train", "val")]
-        train, val = (Captioned(part.pixels, part.captions) for part in splits)
+        train, val = (Captioned(part.pixels, part.captions, part.ids) for part in splits)
         return train, val, splits[0].shards_hash
     records = [record for record in read_records(folder / "records.jsonl") if is_whole(record)]
     sides = [_read(folder, side, side_px) for side in split_records(records, config.val_share)]
@@ -89,7 +92,7 @@ def _read(folder: Path, records: list[Record], side_px: int) -> Captioned:
     pixels = np.empty((len(records), 3, side_px, side_px), np.uint8)
     for number, record in enumerate(tqdm(records, desc="decode", unit="logo", disable=None)):
         pixels[number] = to_array(square(read_image(folder / record.image), side_px))
-    return Captioned(pixels, [str(record.caption) for record in records])
+    return Captioned(pixels, [str(record.caption) for record in records], [record.id for record in records])
 
 
 def name_things(captions: Sequence[str], things: Sequence[str]) -> Tensor:
@@ -122,6 +125,10 @@ def batches(
             things = name_things([side.captions[number] for number in own], model.things)
             tokens = learnt * micro / batch_size
             yield CaptionBatch(
-                images.to(world.device), labels.to(world.device), things.to(world.device), tokens
+                images.to(world.device),
+                labels.to(world.device),
+                things.to(world.device),
+                tokens,
+                tuple(side.ids[number] for number in own),
             )
         step += 1

@@ -50,6 +50,8 @@ class ClipBatch:
     """samples in memory at once"""
     states: Tensor | None = None
     """(B, ...) what the text tower is entered with behind its cut"""
+    ids: tuple[str, ...] = ()
+    """of the B pictures, for errors that name them"""
 
 
 class ClipData:
@@ -190,6 +192,7 @@ class ClipData:
 
     def _plain(self, numbers: NDArray[np.int64]) -> Tensor:
         """Pictures as they are, larger ones brought to the model's size: nothing is cut off."""
+        self.train.refuse_damaged()
         levels = torch.from_numpy(self.train.pixels[numbers])
         if levels.shape[-1] != self._side_px:
             levels = F.interpolate(levels, (self._side_px, self._side_px), mode="bilinear", antialias=True)
@@ -227,6 +230,7 @@ class ClipData:
                 torch.from_numpy(numbers[own]).to(world.device),
                 micro,
                 None if states is None else states.to(world.device),
+                tuple(self.train.ids[number] for number in numbers[own]),
             )
             step += 1
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import time
 from collections import Counter, deque
@@ -54,9 +55,33 @@ class Pictures:
         """All captions of one picture with their weights, the heaviest first."""
         return self.several.get(number, ((self.captions[number], 1.0),))
 
+    def refuse_damaged(self) -> None:
+        """Look at the file before it is read: beyond its end, the system would end this process unheard.
+
+        Raises:
+            DataError: it is gone or was cut short.
+        """
+        path = getattr(self.pixels, "filename", None)
+        if path is not None:
+            _refuse_damaged(Path(path), self.pixels.nbytes)
+
     def floats(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
         """The pictures of these numbers, (B, 3, side, side) in [0, 1]."""
+        self.refuse_damaged()
         return self.pixels[numbers].astype(np.float32) / 255.0
+
+
+def _refuse_damaged(path: Path, size_bytes: int) -> None:
+    try:
+        found = path.stat().st_size
+    except OSError:
+        found = -1
+    if found != size_bytes:
+        what = "is gone" if found < 0 else f"holds {found} bytes, expected {size_bytes}"
+        raise DataError(
+            f"{path}: {what}; put it back, or remove it and run the same command again, which decodes it "
+            "again from the shards and goes on."
+        )
 
 
 def open_pictures(folder: Path, split: Split, side_px: int, max_damaged_share: float = 0.0) -> Pictures:
@@ -80,7 +105,7 @@ def open_pictures(folder: Path, split: Split, side_px: int, max_damaged_share: f
     index_path, pixel_path = cache / f"{stem}.json", cache / f"{stem}.u8"
     expected = manifest.counts.get(split, 0)
     noted = index_path.with_suffix(".damaged.json")
-    if not index_path.exists():
+    if not index_path.exists() or not pixel_path.exists():
         _decode_split(folder, split, side_px, expected, index_path, pixel_path, Tolerance(max_damaged_share))
     elif noted.exists():
         tolerance = Tolerance(max_damaged_share)
@@ -88,6 +113,8 @@ def open_pictures(folder: Path, split: Split, side_px: int, max_damaged_share: f
             tolerance.take(Problem(**problem), expected, folder)
     rows = json.loads(index_path.read_text(encoding="utf-8"))
     shape = (len(rows), 3, side_px, side_px)
+    if rows:
+        _refuse_damaged(pixel_path, math.prod(shape))
     pixels: NDArray[np.uint8] = (
         np.memmap(pixel_path, dtype=np.uint8, mode="r", shape=shape) if rows else np.zeros(shape, np.uint8)
     )

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,27 @@ def launch(*words: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*torchrun, *map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=900, env=environment
     )
+
+
+def launch_split(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    """As the README does it where a model's training does not fit one card."""
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch"]
+    split = ["--config_file", "configs/accelerate/fsdp.yaml", "--main_process_port", str(free_port())]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*accelerate, *split, *map(str, words)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        env=environment,
+    )
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
 
 
 def write_configs(world: Any, folder: Path) -> dict[str, Path]:
@@ -143,3 +165,76 @@ def test_kept_activations_are_computed_by_one_process_and_read_by_both(
     assert not list((tmp_path / "data" / "activations").glob("*.part"))
     apart = torch.cat([(weights[0][name] - weights[1][name]).flatten().float() for name in weights[1]])
     assert float((apart.abs() > 1e-4).float().mean()) < 0.03
+
+
+@pytest.mark.parametrize("room", ["prior_train", "decoder_train"])
+@pytest.mark.slow
+def test_split_weights_end_as_one_process(tiny_world: Any, tmp_path: Path, room: str) -> None:
+    path = write_configs(tiny_world, tmp_path)[room]
+    done = launch_split("-m", room, "--config", path)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert_like_one_process(tiny_world, tmp_path, room)
+
+
+def alone(folder: Path, steps: int = 12) -> dict[str, torch.Tensor]:
+    """The weights of the toy that one process trains."""
+    folder.mkdir()
+    toy = [sys.executable, "tests/split_toy.py", str(folder), str(steps)]
+    subprocess.run(toy, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
+    return load_file(folder / "run" / "weights.safetensors")
+
+
+def assert_equal_but_for_rounding(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name, weight in one.items():
+        assert torch.allclose(weight, other[name], atol=2e-4), name  # Adam's step is 2e-2
+
+
+@pytest.mark.slow
+def test_split_weights_take_half_the_memory_and_any_number_of_processes_goes_on(tmp_path: Path) -> None:
+    """Two split processes are ended by SIGTERM to one of them, one process goes on, then two that split."""
+    straight = alone(tmp_path / "alone")
+    folder = tmp_path / "split"
+    folder.mkdir()
+    done = launch_split("tests/split_toy.py", folder, "12", "stop:5")
+    assert "ended by SIGTERM; run the same command again to go on" in done.stderr
+    assert done.returncode != 0
+    assert [state.name for state in (folder / "run" / "state").iterdir()] == ["step-00000005"]
+    whole = json.loads((tmp_path / "alone" / "held-0.json").read_text(encoding="utf-8"))
+    for rank in range(2):
+        held = json.loads((folder / f"held-{rank}.json").read_text(encoding="utf-8"))
+        assert 0.45 < held / whole < 0.55
+    one = [sys.executable, "tests/split_toy.py", str(folder), "12", "stop:8"]
+    assert subprocess.run(one, cwd=ROOT, capture_output=True, timeout=300).returncode == 143
+    assert [state.name for state in (folder / "run" / "state").iterdir()] == ["step-00000008"]
+    done = launch_split("tests/split_toy.py", folder, "12")
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert_equal_but_for_rounding(load_file(folder / "run" / "weights.safetensors"), straight)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_in_another_number_of_processes(tmp_path: Path) -> None:
+    straight, folder = alone(tmp_path / "alone"), tmp_path / "changed"
+    folder.mkdir()
+    one = [sys.executable, "tests/split_toy.py", str(folder), "12", "stop:3"]
+    assert subprocess.run(one, cwd=ROOT, capture_output=True, timeout=300).returncode == 143
+    done = launch("tests/split_toy.py", folder, "12", "stop:7")
+    assert done.returncode != 0
+    assert [state.name for state in (folder / "run" / "state").iterdir()] == ["step-00000007"]
+    subprocess.run(one[:-1], cwd=ROOT, capture_output=True, timeout=300, check=True)
+    assert_equal_but_for_rounding(load_file(folder / "run" / "weights.safetensors"), straight)
+    assert [row["step"] for row in figures(folder / "run")] == [
+        row["step"] for row in figures(tmp_path / "alone" / "run")
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("together", [launch, launch_split])
+def test_processes_agree_on_what_is_not_finite_and_name_it(tmp_path: Path, together: Any) -> None:
+    done = together("tests/split_toy.py", tmp_path, "12", "nan:6")
+    assert done.returncode != 0
+    sentences = [line for line in done.stderr.splitlines() if "the loss at step 6 is nan" in line]
+    assert len(sentences) == 2
+    assert len(set(sentences)) == 1
+    assert "in the micro-batch of logo-" in sentences[0]
+    assert [state.name for state in (tmp_path / "run" / "state").iterdir()] == ["step-00000006"]

@@ -32,6 +32,7 @@ SAMPLES = 40
 class ToyBatch:
     inputs: Tensor
     draw: Draw
+    ids: tuple[str, ...] = ()
 
 
 class ToyStage:
@@ -56,14 +57,17 @@ class ToyStage:
 
     def batches(self, split: Split, world: World, start: int) -> Iterator[ToyBatch]:
         step = start
+        mine = self.batch_size // world.size
         while True:
             numbers = torch.from_numpy(batch_numbers(self.seed, SAMPLES, self.batch_size, step))
-            for first in range(0, self.batch_size, self.micro):
+            for first in range(world.rank * mine, (world.rank + 1) * mine, self.micro):
                 self.on_batch()
-                inputs = self.data[numbers[first : first + self.micro]]
+                own = numbers[first : first + self.micro]
+                inputs = self.data[own]
                 if step == self.spoil_step:
                     inputs = inputs * torch.inf
-                yield ToyBatch(inputs, Draw(self.seed, step, first, self.micro))
+                ids = tuple(f"logo-{number}" for number in own.tolist())
+                yield ToyBatch(inputs, Draw(self.seed, step, first, self.micro), ids)
             step += 1
 
     def loss(self, model: nn.Module, batch: ToyBatch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -101,7 +105,7 @@ def train(
     """fit() as a room calls it."""
     run, optim = configs(folder, steps, **settings)
     recipe = {"run": run.model_dump(mode="json"), "optim": optim.model_dump(mode="json")}
-    accumulation = stage.batch_size // stage.micro
+    accumulation = stage.batch_size // stage.micro // int(os.environ.get("WORLD_SIZE", "1"))
     return fit(stage, run, optim, recipe=recipe, accumulation=accumulation, export_best=export_best)
 
 
