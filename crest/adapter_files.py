@@ -152,6 +152,16 @@ def read_adapter(path: Path, scale: float = 1.0) -> Adapter:
     return Adapter(path, scale, card)
 
 
+def refuse_other_kind(named: Named, kind: str) -> None:
+    """Raise where an adapter is one of another kind of weights."""
+    for adapter in named.adapters:
+        if adapter.card["of"] != kind:
+            raise WeightsError(
+                f"{adapter.path}: is an adapter of a {adapter.card['of']}, expected one of a {kind}; name "
+                "the right file."
+            )
+
+
 def refuse_misfits(named: Named, kind: str, own: str, card: Mapping[str, Any]) -> None:
     """Compare what adapters belong to with the base that is named.
 
@@ -162,17 +172,12 @@ def refuse_misfits(named: Named, kind: str, own: str, card: Mapping[str, Any]) -
         own: 16 digits of the base's file.
         card: the base's.
     Raises:
-        WeightsError: an adapter of another kind or base, or adapters of two CLIPs.
+        WeightsError: an adapter of another base, or adapters of two CLIPs.
     """
     others = (card.get("merged", {}).get("hash"), card.get("restored", {}).get("base"))
     same = {own, *(digest for digest in others if digest)}
     clip: tuple[str, Adapter] | None = None
     for count, adapter in enumerate(named.adapters):
-        if adapter.card["of"] != kind:
-            raise WeightsError(
-                f"{adapter.path}: is an adapter of a {adapter.card['of']}, expected one of a {kind}; name "
-                "the right file."
-            )
         fits = same | {stack_hash(own, named.adapters[:count])}
         if adapter.base not in fits:
             place = adapter.card["place"]

@@ -27,6 +27,7 @@ from crest.adapter_files import (
     parse,
     read_adapter,
     refuse_misfits,
+    refuse_other_kind,
     refuse_other_numbers,
     stack_hash,
     stacked_card,
@@ -260,6 +261,7 @@ def locate_weights(place: str | Path, kind: str) -> Path:
 
 
 def _locate(named: Named, kind: str) -> Path:
+    refuse_other_kind(named, kind)
     try:
         path = _locate_plain(named.base, kind)
     except WeightsError as error:
@@ -385,6 +387,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise WeightsError(
             f"{path}: holds {extra[0]}, which this architecture has not; the weights are of another one."
         )
+    if all(tensor.is_meta for tensor in wanted.values()):
+        return  # without numbers, for a plan: they fit, and that is all it asks
     tensors = load_file(path)
     model.load_state_dict(
         {prefix + name: tensors[name].to(tensor.dtype) for name, tensor in wanted.items()}, strict=True
