@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from crest.config import Arithmetic
 from crest.models.fast_attention import layer_norm, multi_query_attention
+from crest.models.fast_convolution import convolve
 
 WRITTEN_OUT: Final = 1 << 24
 """Scores of self-attention (batch x heads x places x places) up to which a CPU keeps them all."""
@@ -183,7 +184,7 @@ def _downsample(module: Any, x: Tensor) -> Tensor:
 
 
 def _block(block: Any, x: Tensor, scale_shift: Tensor | None) -> Tensor:
-    x = block.norm(block.project(x))
+    x = block.norm(convolve(block.project, x))
     if scale_shift is not None:
         scale, shift = scale_shift[:, :, None, None].chunk(2, dim=1)
         x = torch.addcmul(shift.to(x.dtype), x, scale.to(x.dtype) + 1)

@@ -33,6 +33,8 @@ UNETS: dict[str, dict[str, Any]] = {
     "first convolutions": {"init_cross_embed": True, "init_dim": 16, "cross_embed_downsample": True},
     "nearest upsampling": {"pixel_shuffle_upsample": False, "combine_upsample_fmaps": True},
     "no hiddens": {"add_image_embeds_to_time": False},
+    "wide": {"dim": 96, "dim_mults": (1,), "self_attn": False},
+    "standardised": {"dim": 96, "dim_mults": (1,), "self_attn": False, "resnet_weight_standardization": True},
 }
 
 
