@@ -6,9 +6,10 @@ that a stopped run leaves the same record as one that never stopped.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,9 @@ from crest.records import read_jsonl, write_jsonl
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+EVENTS = "events.out.tfevents"
+"""What the names of TensorBoard's files begin with."""
 
 
 class Tracker:
@@ -41,34 +45,44 @@ class Tracker:
             last = start - again if start else -1
             write_jsonl(self._path, (row for row in read_scalars(run_dir) if row["step"] <= last))
         _tell_once()
-        self._writer = SummaryWriter(str(run_dir), purge_step=start + (not again) if start else 0)
+        with _naming(run_dir / EVENTS):
+            self._writer = SummaryWriter(str(run_dir), purge_step=start + (not again) if start else 0)
 
     def scalars(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record numbers at a step."""
         if self._writer is None:
             return
         row = {"step": step, **{name: round(float(value), 6) for name, value in metrics.items()}}
-        try:
-            with self._path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(row) + "\n")
-        except OSError as error:
-            error.filename = str(self._path)  # a full disk is told without a name
-            raise
-        for name, value in metrics.items():
-            self._writer.add_scalar(name, value, step)
+        with _naming(self._path), self._path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row) + "\n")
+        with _naming(self._path.with_name(EVENTS)):
+            for name, value in metrics.items():
+                self._writer.add_scalar(name, value, step)
 
     def images(self, step: int, previews: Mapping[str, Tensor]) -> None:
         """Record picture grids, each (N, 3, H, W) in [0, 1]."""
         if self._writer is None:
             return
-        for name, pictures in previews.items():
-            self._writer.add_images(name, pictures.float().clamp(0, 1).cpu(), step)
-        self._writer.flush()
+        with _naming(self._path.with_name(EVENTS)):
+            for name, pictures in previews.items():
+                self._writer.add_images(name, pictures.float().clamp(0, 1).cpu(), step)
+            self._writer.flush()
 
     def close(self) -> None:
         """Write out what is buffered."""
         if self._writer is not None:
-            self._writer.close()
+            with _naming(self._path.with_name(EVENTS)):
+                self._writer.close()
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Say where, in an error of the system that does not: a full disk is told without a name."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def _tell_once() -> None:
@@ -113,7 +127,7 @@ def last_images(run_dir: Path) -> dict[str, tuple[int, bytes]]:
     Returns:
         name -> step and PNG file; empty where there are none.
     """
-    if not any(run_dir.glob("events.out.tfevents.*")):
+    if not any(run_dir.glob(f"{EVENTS}.*")):
         return {}
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
