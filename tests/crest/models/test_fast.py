@@ -240,3 +240,13 @@ def test_text_longer_than_the_unet_reads_is_cut_as_the_library_cuts_it() -> None
     keep = torch.ones(B, dtype=torch.bool)
     conditions = unet_conditions(unet, inputs["image_embed"], inputs["text_encodings"], keep, keep)
     assert_like(unet_forward(unet, inputs["x"], t, conditions), theirs, "cut")
+
+
+@pytest.mark.slow
+def test_it_can_be_compiled_whole() -> None:
+    # traced without a break, forward and backward; what C++ makes of it is the compiler's own matter
+    unet, inputs = unet_of({"memory_efficient": True, "self_attn": (False, True)}), unet_inputs(text=True)
+    compiled = torch.compile(predicted, backend="aot_eager", fullgraph=True)
+    ours, eager = compiled(unet, inputs), predicted(unet, inputs)
+    assert_like(ours, eager, "compiled")
+    assert_same_gradients(unet, ours, eager, inputs)
