@@ -26,6 +26,8 @@ SCALE: Final = (0.9, 1.0)
 """Share of the area that a resized crop keeps, as open_clip trains by default."""
 RATIO: Final = (3 / 4, 4 / 3)
 """Width over height of a resized crop, as open_clip trains by default."""
+GROUND_NOISE: Final = 0.05
+"""So much may the pixels of one ground differ."""
 _ATTEMPTS: Final = 10
 _PLACE: Final = 1  # the purpose of a draw: where a picture is moved to or cut
 
@@ -167,3 +169,50 @@ def crop_boxes(
     top = (where[:, 0] * (height - tall + 1)).long()
     left = (where[:, 1] * (width - wide + 1)).long()
     return torch.stack([top, left, tall, wide], dim=1)
+
+
+def move(
+    images: Tensor,
+    numbers: Tensor,
+    *,
+    shift: float,
+    rotate_degrees: float,
+    scale: tuple[float, float],
+    flip: bool = False,
+    tint: float = 0.0,
+) -> Tensor:
+    """Shift, turn and scale whole pictures a little on their own ground.
+
+    Args:
+        images: (B, 3, H, W) in [0, 1], H = W; they come back unchanged.
+        numbers: (B, 8) uniform in [0, 1): two for the shift, then turn, scale, flip, three for the tint.
+        shift: greatest shift either way, as a share of the side.
+        rotate_degrees: greatest turn either way.
+        scale: least and greatest size, 1 being as it is.
+        flip: mirror half of them (letters then stand the wrong way round).
+        tint: greatest share by which each channel is dimmed.
+    Returns:
+        (B, 3, H, W) in [0, 1]; what comes in at the border has the colour of the picture's ground, or repeats
+        the border where that has no one colour. Samples bilinearly.
+    """
+    side = numbers * 2 - 1
+    angle = side[:, 2] * math.radians(rotate_degrees)
+    size = scale[0] + numbers[:, 3] * (scale[1] - scale[0])
+    cosine, sine = torch.cos(angle) / size, torch.sin(angle) / size
+    mirror = torch.where(numbers[:, 4] < 0.5, -1.0, 1.0) if flip else torch.ones_like(size)
+    # what a pixel of the result is taken from, in grid_sample's [-1, 1]: the inverse of shift, turn and scale
+    places = torch.stack(
+        [
+            torch.stack([mirror * cosine, sine, -2 * shift * side[:, 0]], dim=1),
+            torch.stack([-mirror * sine, cosine, -2 * shift * side[:, 1]], dim=1),
+        ],
+        dim=1,
+    )
+    grid = F.affine_grid(places.to(images), list(images.shape), align_corners=False)
+    border = torch.cat([images[:, :, 0], images[:, :, -1], images[:, :, :, 0], images[:, :, :, -1]], dim=2)
+    ground = border.median(dim=2).values[:, :, None, None]
+    has_ground = ((border - ground[..., 0]).abs().amax(dim=1) < GROUND_NOISE).float().mean(dim=1) > 0.5
+    plain = F.grid_sample(images - ground, grid, padding_mode="zeros", align_corners=False) + ground
+    repeated = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    moved = torch.where(has_ground[:, None, None, None], plain, repeated)
+    return (moved * (1 - tint * numbers[:, 5:8, None, None])).clamp(0, 1)

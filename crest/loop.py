@@ -49,15 +49,18 @@ WATCHED = frozenset(
     for name in ("dir", "log_every", "preview_every", "save_every", "device", "device_memory_gb", "export")
 ) | {"optim.ema_device"}
 """Settings that say where and how finely a run is watched, not what it is."""
+STOPPED = "stopped"
+"""Why a stage wanted to stop, in a state's `extra`."""
 
 
 class Stage(Protocol[Batch]):
     """What learns, from what, by which measure: its answers, and the card that travels with the weights.
 
-    Two further attributes are read where a stage has them:
+    Three further attributes are read where a stage has them:
 
     - `patience` (int, default 0): stop after so many validations without a better `best_by`; 0: never.
     - `loss_limit` (float, default infinity): a loss above it stops the run as one that is not finite does.
+    - `stop_reason` (str, default ""): why the last validation says to stop; the same on every process.
 
     A batch may have `ids` (one string a sample), by which such an error names them.
     """
@@ -97,6 +100,11 @@ class Stage(Protocol[Batch]):
 def patience_of(stage: Stage[Any]) -> int:
     """Validations without a better one after which a stage wants to stop (its `patience`); 0: never."""
     return int(getattr(stage, "patience", 0))
+
+
+def stop_reason_of(stage: Stage[Any]) -> str:
+    """Why a stage wants to stop after its last validation (its `stop_reason`); empty: it does not."""
+    return str(getattr(stage, "stop_reason", ""))
 
 
 def fit(
@@ -165,6 +173,10 @@ def fit(
             if shown:
                 progress.set_postfix(loss=f"{shown['train/loss']:.4f}", refresh=False)
         if state.step < run.steps:  # stopped early: what it shows is due now
+            if world.is_main and STOPPED in state.extra:
+                tqdm.write(
+                    f"{run.dir}: stopped at step {state.step}: {state.extra[STOPPED]}", file=sys.stderr
+                )
             _preview(stage, state, world, tracker)
     _export(stage, state, run, recipe, world, export_best)
     world.barrier()
@@ -252,7 +264,9 @@ def _whole_start(
 
 
 def _is_hopeless(stage: Stage[Any], state: State, run: RunConfig) -> bool:
-    """Whether so many validations have brought nothing better that the stage wants to stop."""
+    """Whether the stage wants to stop: it said so, or many validations have brought nothing better."""
+    if STOPPED in state.extra:
+        return True
     waited = (state.step - state.best_step) // run.validate_every
     return 0 < patience_of(stage) <= waited
 
@@ -262,6 +276,8 @@ def _validate(stage: Stage[Any], state: State, world: World, tracker: Tracker, r
     with state.ema.on(world.device) as average, world.autocast():
         metrics = stage.validate(average, world)
     tracker.scalars(state.step, {f"val/{name}": value for name, value in metrics.items()})
+    if stop_reason_of(stage):
+        state.extra[STOPPED] = stop_reason_of(stage)
     value = metrics.get(stage.best_by)
     if value is None:
         return
@@ -302,6 +318,7 @@ def _export(
             "best": {"by": stage.best_by, "value": state.best, "step": state.best_step},
             "world": {"processes": world.size, "device": world.device.type, "precision": world.precision},
             "recipe": dict(recipe),
+            **({STOPPED: state.extra[STOPPED]} if STOPPED in state.extra else {}),
         }
         if export_best and state.best_step != state.step and has_exported(run.dir / BEST):
             restore_exported(average, run.dir / BEST)

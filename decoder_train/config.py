@@ -3,11 +3,40 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
 from crest.config import Config, FileConfig, LoraConfig, OptimConfig, RunConfig, SamplerName
+from crest.preservation_config import PreservationConfig
+
+
+class AugmentConfig(Config):
+    """Small changes to training pictures that leave their words true; nothing is cropped."""
+
+    shift: float = Field(default=0.04, ge=0, lt=0.5)
+    """Greatest shift either way, as a share of the side."""
+    rotate_degrees: float = Field(default=4.0, ge=0, le=180)
+    """Greatest turn either way."""
+    scale: tuple[float, float] = (0.92, 1.0)
+    """Least and greatest size; above 1, what leaves the picture is lost."""
+    flip: bool = False
+    """Mirror half of the pictures: only where neither letters nor sides mean anything."""
+    tint: float = Field(default=0.0, ge=0, lt=1)
+    """Greatest share by which each colour channel is dimmed: only where captions name no colours."""
+
+
+class StopConfig(Config):
+    """When a run on few pictures ends before its last step; the best weights until then are exported."""
+
+    patience: int = Field(default=0, ge=0)
+    """Validations without a better held-out loss after which it ends; 0: never for that reason."""
+    drawings: int = Field(default=16, ge=0)
+    """Pictures drawn at each validation and compared with the training pictures; 0 compares none."""
+    quantile: float = Field(default=0.1, gt=0, lt=1)
+    """It ends when half of the drawings are nearer to a training picture than this share of real ones are."""
+    reference: str | None = None
+    """A CLIP in whose space they are compared too ("stock/reference_clip"); null: by pixels alone."""
 
 
 class DecoderDataConfig(Config):
@@ -19,6 +48,10 @@ class DecoderDataConfig(Config):
     """Embeddings of those shards, made by clip_train.embed; joined by id."""
     validate_samples: int = Field(default=128, ge=1)
     """Logos of the validation split that the loss is measured on, at most."""
+    balance_by: Literal["group", "caption"] | None = None
+    """Draw every group or caption equally often, however many pictures it has; null: every picture."""
+    augment: AugmentConfig | None = None
+    """Move training pictures a little; null leaves them as they are."""
 
 
 class DecoderModelConfig(Config):
@@ -86,3 +119,7 @@ class DecoderTrainConfig(FileConfig):
     """What."""
     optim: OptimConfig
     """How."""
+    preservation: PreservationConfig | None = None
+    """What else is to stay known; null: nothing is done for it."""
+    stop: StopConfig | None = None
+    """When to end early; null: at the last step."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +12,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from crest.augment import move
 from crest.embeddings import EmbeddingShard, embeddings_parents, read_embeddings
 from crest.errors import DataError
 from crest.pixels import Pictures, batch_numbers, open_pictures
 from crest.records import Split
 from crest.shards import read_samples
 from crest.world import Draw, World
+from decoder_train.config import AugmentConfig
 
-_CROP = 6
-"""The purpose of a draw: where a crop lies, beside those of the stage."""
+_CROP, _MOVE = 6, 13
+"""The purposes of a draw: where a crop lies and how a picture is moved, beside those of the stage."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,10 @@ class DecoderBatch:
     draw: Draw
     lowres: Tensor | None = None
     """(B, 3, h, w) in [0, 1], the same pictures as the U-Net before would draw them; an upsampler's only"""
+    ids: tuple[str, ...] = ()
+    """of the B pictures, for errors that name them"""
+    is_class: Tensor | None = None
+    """(B,) bool, which are class pictures; None without preservation"""
 
 
 class DecoderData:
@@ -47,6 +53,7 @@ class DecoderData:
         lowres_side_px: of those that it is shown. Both are made from the original with antialiasing.
         crop_px: side of the part of each picture that a batch holds, drawn anew at every step; None: all.
         text: whether text encodings are read.
+        augment: how `rows` and `some_rows` move what is learned from; None: not.
     Raises:
         DataError: the embeddings were made from other shards, or lack a picture.
     """
@@ -61,7 +68,9 @@ class DecoderData:
         lowres_side_px: int | None = None,
         crop_px: int | None = None,
         text: bool = True,
+        augment: AugmentConfig | None = None,
     ) -> None:
+        self.augment = augment
         self.pictures: Pictures = open_pictures(shards, split, side_px)
         self.lowres = None if lowres_side_px is None else open_pictures(shards, split, lowres_side_px)
         self.side_px, self.ratio = side_px, side_px // (lowres_side_px or side_px)
@@ -85,10 +94,21 @@ class DecoderData:
 
     def rows(self, numbers: Tensor, draw: Draw, device: torch.device) -> DecoderBatch:
         """The pictures of these numbers on a device."""
-        return self._rows(numbers, draw, device, self._corners(draw), self.crop_px)
+        return self.some_rows(numbers, draw, torch.ones(draw.count, dtype=torch.bool), device)
+
+    def some_rows(self, numbers: Tensor, draw: Draw, where: Tensor, device: torch.device) -> DecoderBatch:
+        """The pictures of these numbers for the places (draw.count,) bool of a batch that are True."""
+        batch = self._rows(numbers, draw, device, self._corners(draw)[where], self.crop_px)
+        if self.augment is None:
+            return batch
+        settings = self.augment.model_dump()
+        # drawn on the CPU, as crops are
+        moves = Draw(draw.seed, draw.step, draw.first, draw.count).uniform(_MOVE, 8)[where].to(device)
+        small = None if batch.lowres is None else move(batch.lowres, moves, **settings)
+        return replace(batch, images=move(batch.images, moves, **settings), lowres=small)
 
     def whole(self, numbers: Tensor, draw: Draw, device: torch.device) -> DecoderBatch:
-        """The same without a crop."""
+        """The same as they are."""
         return self._rows(numbers, draw, device, torch.zeros(draw.count, 2, dtype=torch.long), self.side_px)
 
     def _rows(
@@ -103,6 +123,7 @@ class DecoderData:
             None
             if self.lowres is None
             else _cropped(self.lowres, numbers, corners // self.ratio, crop_px // self.ratio).to(device),
+            ids=tuple(self.pictures.ids[number] for number in numbers.tolist()),
         )
 
     def _corners(self, draw: Draw) -> Tensor:
@@ -132,6 +153,7 @@ def _cropped(pictures: Pictures, numbers: Tensor, corners: Tensor, side_px: int)
     """Parts (B, 3, side, side) in [0, 1] of the pictures of these numbers; nothing beside them is read."""
     if pictures.pixels.shape[-1] == side_px:
         return torch.from_numpy(pictures.floats(numbers.numpy()))
+    pictures.refuse_damaged()
     parts = [
         pictures.pixels[number, :, top : top + side_px, left : left + side_px]
         for number, (top, left) in zip(numbers.tolist(), corners.tolist(), strict=True)

@@ -6,7 +6,7 @@ Knows decoders as `crest.models.families` describes them, pixels or latents, and
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from crest.diffusion.self_conditioning import self_condition
 from crest.diffusion.timesteps import even_timesteps, loss_by_band, stratified_timesteps
 from crest.embeddings import embeddings_parents, read_embeddings
 from crest.errors import ConfigError, WeightsError
+from crest.mixing import weighed
 from crest.models.decoder_sampling import sample_images
 from crest.models.families import (
     DEFAULT,
@@ -38,10 +39,13 @@ from crest.models.families import (
     build_decoder,
     load_decoder_family,
 )
+from crest.preservation import ClassPictures
 from crest.records import Split
 from crest.world import Draw, World
 from decoder_train.config import DecoderTrainConfig
+from decoder_train.copies import open_watch
 from decoder_train.data import DecoderBatch, DecoderData, refuse_small
+from decoder_train.subjects import SubjectData, made_class_pictures
 
 SHOWN_PX = 8 * 256 * 256
 """Pixels of a preview at most, and of what is validated at once: eight pictures of 256 px."""
@@ -55,30 +59,45 @@ class DecoderStage:
     Paper: Ramesh et al. 2022 (arXiv 2204.06125), section 2.1 (conditions and their dropping, upsamplers).
     """
 
-    best_by = "loss"
-
     def __init__(self, config: DecoderTrainConfig) -> None:
+        self.best_by = "loss"
         self.config = config
         self.parents = embeddings_parents(config.data.embeddings)
         self.decoder, self.family = self._starting_model()
         self._prepare()
         spec, data, crop_px = self.decoder.spec, config.data, config.model.crop_px
         _refuse_crop(self.decoder, crop_px)
+        if data.augment is not None and crop_px is not None:
+            raise ConfigError(
+                "data.augment: expected null with model.crop_px, for crops have no ground to be moved on; "
+                "remove one of them."
+            )
         if spec.unet_number > 1:
             refuse_small(data.shards, "val", spec.side_px)
 
-        def split(name: Split) -> DecoderData:
+        def split(name: Split, made: ClassPictures | None = None) -> DecoderData:
             return DecoderData(
-                data.shards,
-                data.embeddings,
+                made.shards if made else data.shards,
+                made.embeddings if made else data.embeddings,
                 name,
                 spec.side_px,
                 lowres_side_px=spec.lowres_side_px,
                 crop_px=crop_px,
                 text=spec.text_width is not None,
+                augment=data.augment if name == "train" and made is None else None,
             )
 
         self.train, self.val = split("train"), split("val")
+        made = made_class_pictures(config)
+        self.mixed = None
+        if made is not None or data.balance_by is not None:
+            self.mixed = SubjectData(self.train, split("train", made) if made else None, config)
+        self.stop_reason, self.patience = "", config.stop.patience if config.stop else 0
+        self.copies = open_watch(
+            config.stop, self.train.pictures, self.val.pictures, spec.unet_number, config.run.device
+        )
+        if self.copies is not None:
+            self.best_by = "uncopied_loss"
 
     def _starting_model(self) -> tuple[DecoderFamily, str]:
         model, place = self.config.model, self.config.data.embeddings
@@ -174,7 +193,8 @@ class DecoderStage:
         """Micro-batches of pictures with their conditions."""
         optim = self.config.optim
         _, micro = world.share(optim.batch_size, optim.device_batch_size)
-        return self.train.batches(self.config.run.seed, optim.batch_size, micro, world, start)
+        data = self.mixed or self.train
+        return data.batches(self.config.run.seed, optim.batch_size, micro, world, start)
 
     def loss(self, model: nn.Module, batch: DecoderBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted squared error of the prediction, and the bound where the variance is learned."""
@@ -188,7 +208,8 @@ class DecoderStage:
         spoilt = None if batch.lowres is None else self._spoilt(draw)
         sketch_alone = draw.step < settings.sketch_steps
         error, bound = self._error(model, batch, t, image_keep, text_keep, guessed, spoilt, sketch_alone)
-        return error.mean(), {} if bound is None else {"bound": bound.mean()}
+        loss, figures = weighed(error, batch.is_class, self.config.preservation, self.config.optim.batch_size)
+        return loss, figures | ({} if bound is None else {"bound": bound.mean()})
 
     def _spoilt(self, draw: Draw) -> Augmentation:
         """What an upsampler is to forgive, for each sample."""
@@ -290,25 +311,52 @@ class DecoderStage:
             "loss": float(error.mean()),
             **loss_by_band(error, torch.cat(times), timesteps),
             **({"bound": float(torch.cat(bounds).mean())} if bounds else {}),
+            **self._copying(model, world, float(error.mean())),
         }
 
-    @torch.no_grad()
-    def preview(self, model: nn.Module) -> dict[str, Tensor]:
-        """Held-out logos, and what the decoder draws from their true embeddings on fixed seeds."""
+    def _copying(self, model: nn.Module, world: World, loss: float) -> dict[str, float]:
+        """How near drawings for held-out conditions come to training pictures; nothing where nobody asked.
+
+        `uncopied_loss`, by which the best weights are chosen, is absent where they copy.
+        """
+        if self.copies is None or self.config.stop is None:
+            return {}
         assert isinstance(model, DecoderFamily)
-        device, settings = next(model.parameters()).device, self.config.model
-        count = max(1, min(8, SHOWN_PX // self.val.side_px**2, len(self.val.pictures)))
-        batch = self.val.whole(torch.arange(count), Draw(0, 0, 0, count, device), device)
-        drawn = sample_images(
+        count = self.config.stop.drawings
+        at_once = max(1, SHOWN_PX // self.val.side_px**2)
+        drawn = []
+        for first in range(0, count, at_once):
+            seeds = range(first, min(first + at_once, count))
+            numbers = torch.tensor([seed % len(self.val.pictures) for seed in seeds])
+            batch = self.val.whole(numbers, Draw(0, 0, 0, len(seeds), world.device), world.device)
+            drawn.append(self._drawn(model, batch, seeds))
+        # the mean, so that all processes come to one decision
+        figures = world.mean(self.copies.figures(torch.cat(drawn)))
+        self.stop_reason = self.copies.reason(figures)
+        return figures if self.stop_reason else {**figures, "uncopied_loss": loss}
+
+    def _drawn(self, model: DecoderFamily, batch: DecoderBatch, seeds: Sequence[int]) -> Tensor:
+        """What the decoder draws from the true embeddings of whole pictures, one seed each."""
+        settings = self.config.model
+        return sample_images(
             model,
             batch.image_embed,
             batch.text_encodings,
-            seeds=range(count),
+            seeds=seeds,
             steps=settings.preview_steps,
             cond_scale=settings.preview_cond_scale,
             sampler=settings.preview_sampler,
             lowres=batch.lowres,
         )
+
+    @torch.no_grad()
+    def preview(self, model: nn.Module) -> dict[str, Tensor]:
+        """Held-out logos, and what the decoder draws from their true embeddings on fixed seeds."""
+        assert isinstance(model, DecoderFamily)
+        device = next(model.parameters()).device
+        count = max(1, min(8, SHOWN_PX // self.val.side_px**2, len(self.val.pictures)))
+        batch = self.val.whole(torch.arange(count), Draw(0, 0, 0, count, device), device)
+        drawn = self._drawn(model, batch, range(count))
         shown = {"true_then_drawn": torch.cat((batch.images, drawn))}
         return shown if batch.lowres is None else {**shown, "enlarged": batch.lowres}
 

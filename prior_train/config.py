@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
 from crest.config import Config, FileConfig, LoraConfig, OptimConfig, RunConfig
+from crest.preservation_config import PreservationConfig
 
 
 class PriorDataConfig(Config):
@@ -19,6 +20,8 @@ class PriorDataConfig(Config):
     """The shards that were embedded; with them, previews show the real logos nearest to a guess."""
     validate_samples: int = Field(default=256, ge=2)
     """Rows of the validation split that figures are measured on, at most."""
+    balance_by: Literal["group", "caption"] | None = None
+    """Draw every group or caption of `shards` equally often, however many pictures it has; null: all rows."""
 
 
 class PriorModelConfig(Config):
@@ -61,3 +64,5 @@ class PriorTrainConfig(FileConfig):
     """What."""
     optim: OptimConfig
     """How."""
+    preservation: PreservationConfig | None = None
+    """What else is to stay known; null: nothing is done for it."""

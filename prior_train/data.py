@@ -24,6 +24,10 @@ class PriorBatch:
     text_encodings: Tensor | None
     """(B, L, K); None where the prior reads none"""
     draw: Draw
+    ids: tuple[str, ...] = ()
+    """of the B pictures, for errors that name them"""
+    is_class: Tensor | None = None
+    """(B,) bool, which are of the classes; None without preservation"""
 
 
 def rows(
@@ -44,6 +48,7 @@ def rows(
         shard.text_embed[numbers].to(device),
         words[numbers].to(device).float() if words.numel() else None,
         draw,
+        ids=tuple(shard.ids[number] for number in numbers.tolist()),
     )
 
 

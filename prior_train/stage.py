@@ -19,6 +19,7 @@ from crest.diffusion.self_conditioning import self_condition
 from crest.diffusion.timesteps import even_timesteps, loss_by_band
 from crest.embeddings import EmbeddingShard, embeddings_parents, read_embeddings
 from crest.errors import ConfigError, DataError, WeightsError
+from crest.mixing import weighed
 from crest.models.clip import TextFeatures
 from crest.models.families import (
     DEFAULT,
@@ -34,6 +35,7 @@ from crest.world import Draw, World
 from prior_train.config import PriorTrainConfig
 from prior_train.data import PriorBatch, batches, rows
 from prior_train.figures import similarities
+from prior_train.subjects import SubjectRows, made_class_embeddings
 
 PREVIEW_STEPS = 24
 BANDS = 4
@@ -60,6 +62,10 @@ class PriorStage:
         self._prepare()
         reads_text = self.prior.spec.text_width is not None
         self.train = read_embeddings(data.embeddings, "train", encodings=reads_text, views=True)
+        made = made_class_embeddings(config)
+        self.mixed = None
+        if made is not None or data.balance_by is not None:
+            self.mixed = SubjectRows(self.train, reads_text, made, config)
         if len(self.val.ids) < 2:
             raise DataError(
                 f"{data.embeddings}: holds {len(self.val.ids)} row in val, expected 2 or more to tell "
@@ -123,6 +129,8 @@ class PriorStage:
         """Micro-batches of embedding pairs."""
         optim = self.config.optim
         _, micro = world.share(optim.batch_size, optim.device_batch_size)
+        if self.mixed is not None:
+            return self.mixed.batches(self.config.run.seed, optim.batch_size, micro, world, start)
         return batches(self.train, self.config.run.seed, optim.batch_size, micro, world, start)
 
     def loss(self, model: nn.Module, batch: PriorBatch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -133,7 +141,8 @@ class PriorStage:
         guessed = ~draw.keep(10, settings.self_cond_prob) if self.prior.spec.self_cond else None
         t = (draw.uniform(1) * self.prior.noise_schedule.timesteps).long()
         error, cosine = self._error(model, batch, t, text_keep, image_keep, guessed)
-        return error.mean(), {"cosine": cosine.mean()}
+        loss, figures = weighed(error, batch.is_class, self.config.preservation, self.config.optim.batch_size)
+        return loss, {"cosine": cosine.mean(), **figures}
 
     def _error(
         self,
