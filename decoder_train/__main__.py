@@ -21,12 +21,22 @@ def main(config: DecoderTrainConfig) -> None:
     from crest.loop import fit
     from crest.world import open_world
     from decoder_train.stage import DecoderStage
+    from decoder_train.subjects import made_class_pictures
 
     world = open_world(config.run.device, config.run.precision)
     mine, micro = world.share(config.optim.batch_size, config.optim.device_batch_size)
     recipe = config.model_dump(mode="json", exclude={"schema_"})
+    if world.is_main:
+        made_class_pictures(config)  # by one process; then all read them
+    world.barrier()
     path = fit(
-        DecoderStage(config), config.run, config.optim, recipe=recipe, world=world, accumulation=mine // micro
+        DecoderStage(config),
+        config.run,
+        config.optim,
+        recipe=recipe,
+        world=world,
+        accumulation=mine // micro,
+        export_best=config.stop is not None,
     )
     if world.is_main:
         print(f"decoder: {path}")

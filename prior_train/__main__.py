@@ -22,10 +22,14 @@ def main(config: PriorTrainConfig) -> None:
     from crest.loop import fit
     from crest.world import open_world
     from prior_train.stage import PriorStage
+    from prior_train.subjects import made_class_embeddings
 
     world = open_world(config.run.device, config.run.precision)
     mine, micro = world.share(config.optim.batch_size, config.optim.device_batch_size)
     recipe = config.model_dump(mode="json", exclude={"schema_"})
+    if world.is_main:
+        made_class_embeddings(config)  # by one process; then all read them
+    world.barrier()
     path = fit(
         PriorStage(config), config.run, config.optim, recipe=recipe, world=world, accumulation=mine // micro
     )
