@@ -57,6 +57,8 @@ def _run(arguments: argparse.Namespace) -> None:
 
     for name, kind in (("clip", "clip"), ("prior", "prior"), ("decoder", "decoder")):
         locate_weights(getattr(config.models, name), kind)
+    for place in config.models.upsamplers:
+        locate_weights(place, "decoder")
     if arguments.prompts:
         prompts = [Prompt(f"{number:04d}", text) for number, text in enumerate(arguments.prompts)]
     elif config.draw.prompts is not None:

@@ -149,8 +149,7 @@ def _refuse_other_base(folder: Path, saved: Mapping[str, str], model: nn.Module)
 def _fill(model: nn.Module, tensors: Mapping[str, Tensor], is_partial: bool) -> None:
     """Fill a model with a saved state; a partial one is told by its names, all of which must be there."""
     if is_partial and tensors.keys() != own_state(model).keys():
-        other = min(tensors.keys() ^ own_state(model).keys())
-        raise RuntimeError(f"{other} is in one of the two only")
+        raise RuntimeError(f"{min(tensors.keys() ^ own_state(model).keys())} is in one of the two only")
     model.load_state_dict(tensors, strict=not is_partial)
 
 
@@ -267,10 +266,9 @@ def _locate(named: Named, kind: str) -> Path:
     except WeightsError as error:
         if not named.alone:
             raise
-        adapter = named.adapters[0]
+        adapter, why = named.adapters[0], str(error).rstrip(".")
         raise WeightsError(
-            f"{adapter.path}: its base {adapter.base} can't be had ({str(error).rstrip('.')}); where it lies "
-            f"elsewhere, name that place before it: PLACE+{adapter.path}."
+            f"{adapter.path}: its base {adapter.base} can't be had ({why}); write PLACE+{adapter.path}."
         ) from None
     if named.adapters:
         refuse_misfits(named, kind, short_hash(path), read_card(path, kind))

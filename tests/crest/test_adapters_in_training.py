@@ -60,6 +60,11 @@ def train(stage: ToyStage, folder: Path, **settings: Any) -> Path:
     return train_toy(stage, folder, **{**often, **settings})
 
 
+def loss_of(place: str, inputs: Tensor) -> float:
+    with torch.no_grad():
+        return float(answer(load_decoder(place)[0].eval(), inputs).square().mean())
+
+
 def answer(model: nn.Module, inputs: Tensor) -> Tensor:
     b = len(inputs)
     told = (torch.ones(b, 16), torch.ones(b, 4, 24), *torch.ones(2, b, dtype=torch.bool))
@@ -92,10 +97,9 @@ def test_a_run_holds_adapters_and_where_they_belong_alone(base: str, tmp_path: P
     }  # fmt: skip
     assert not any(folder.is_dir() for folder in run.iterdir())
     loss = json.loads((run / "adapter.json").read_text(encoding="utf-8"))["best"]["value"]
-    stage = AdaptedStage(base)
-    found = answer(load_decoder(f"{run}/best.adapter.safetensors")[0].eval(), stage.inputs).square().mean()
-    assert float(found.detach()) == pytest.approx(loss, rel=1e-4)
-    assert loss < 0.9 * float(answer(load_decoder(base)[0].eval(), stage.inputs).square().mean())
+    inputs = AdaptedStage(base).inputs
+    assert loss_of(f"{run}/best.adapter.safetensors", inputs) == pytest.approx(loss, rel=1e-4)
+    assert loss < 0.9 * loss_of(base, inputs)
     assert train(AdaptedStage(base), run) == path  # finished before
 
 
@@ -192,6 +196,15 @@ def test_gradients_are_those_of_the_whole_weight_s_by_the_chain_rule(base: str) 
     assert off(found, wanted) < 1e-5
 
 
+def test_each_sum_is_made_once_a_pass(base: str) -> None:
+    model = adapted(base, 1)
+    made: list[nn.Module] = []
+    for _, adapter in adapters(model):
+        adapter.register_forward_hook(lambda module, *_: made.append(module))
+    answer(model, torch.randn(2, 3, 8, 8))
+    assert sorted(map(id, made)) == sorted(id(adapter) for _, adapter in adapters(model))
+
+
 @pytest.mark.parametrize("autocast", [False, True])
 def test_gradients_are_the_same_with_checkpointing(base: str, autocast: bool) -> None:
     model: Any = adapted(base, 1)
@@ -201,14 +214,16 @@ def test_gradients_are_the_same_with_checkpointing(base: str, autocast: bool) ->
 
 
 def test_a_frozen_half_precision_base_learns_alike(base: str) -> None:
-    wanted = gradients(adapted(base, 1), autocast=True)
-    model = adapted(base, 1)
-    for name, weight in model.named_parameters():
-        if not name.endswith((".up", ".down")):
-            weight.data = weight.data.bfloat16()
-    found = gradients(model, autocast=True)
-    assert all(gradient.dtype == torch.float32 for gradient in found.values())
-    assert off(found, wanted) < 0.05
+    found = {}
+    for stored in (torch.bfloat16, torch.float32):
+        model = adapted(base, 1)
+        for name, weight in model.named_parameters():
+            if not name.endswith((".up", ".down")):
+                weight.data = weight.data.bfloat16().to(stored)  # the same numbers
+        found[stored] = gradients(model, autocast=True)
+    assert all(gradient.dtype == torch.float32 for gradient in found[torch.bfloat16].values())
+    # bfloat16's last digit is 0.008; measured 0.014
+    assert off(found[torch.bfloat16], found[torch.float32]) < 0.03
 
 
 def test_a_change_below_the_weight_s_last_digit_is_not_lost_under_autocast() -> None:
@@ -222,7 +237,7 @@ def test_a_change_below_the_weight_s_last_digit_is_not_lost_under_autocast() -> 
         moved = layer.weight.to(torch.bfloat16).float() - layer.parametrizations.weight.original.to(  # type: ignore[union-attr, operator]
             torch.bfloat16
         )
-    assert float(moved.mean()) == pytest.approx(0.001, rel=0.2)
+    assert float(moved.detach().mean()) == pytest.approx(0.001, rel=0.2)
 
 
 @pytest.mark.parametrize(
