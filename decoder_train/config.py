@@ -48,6 +48,8 @@ class DecoderDataConfig(Config):
     """Embeddings of those shards, made by clip_train.embed; joined by id."""
     validate_samples: int = Field(default=128, ge=1)
     """Logos of the validation split that the loss is measured on, at most."""
+    validate_split: Literal["val", "train"] = "val"
+    """What figures are measured on; "train" for a handful of pictures of which none is held out."""
     balance_by: Literal["group", "caption"] | None = None
     """Draw every group or caption equally often, however many pictures it has; null: every picture."""
     augment: AugmentConfig | None = None

@@ -111,10 +111,15 @@ def open_watch(
     """What a run's config asks for; None where it asks for nothing.
 
     Raises:
-        ConfigError: it is asked of an upsampler.
+        ConfigError: it is asked of an upsampler, or nothing is held out.
     """
     if stop is None or not stop.drawings:
         return None
+    if set(train.ids) == set(held_out.ids):
+        raise ConfigError(
+            f"stop.drawings: found {stop.drawings} with data.validate_split train, expected 0: without "
+            "held-out pictures nothing says how near is too near; hold some out, or set it to 0."
+        )
     if unet_number > 1:
         raise ConfigError(
             f"stop.drawings: found {stop.drawings}, expected 0 for an upsampler, whose drawings resemble "

@@ -73,9 +73,9 @@ class DecoderStage:
                 "remove one of them."
             )
         if spec.unet_number > 1:
-            refuse_small(data.shards, "val", spec.side_px)
+            refuse_small(data.shards, data.validate_split, spec.side_px)
 
-        def split(name: Split, made: ClassPictures | None = None) -> DecoderData:
+        def split(name: Split, made: ClassPictures | None = None, moves: bool = False) -> DecoderData:
             return DecoderData(
                 made.shards if made else data.shards,
                 made.embeddings if made else data.embeddings,
@@ -84,10 +84,10 @@ class DecoderStage:
                 lowres_side_px=spec.lowres_side_px,
                 crop_px=crop_px,
                 text=spec.text_width is not None,
-                augment=data.augment if name == "train" and made is None else None,
+                augment=data.augment if moves else None,
             )
 
-        self.train, self.val = split("train"), split("val")
+        self.train, self.val = split("train", moves=True), split(data.validate_split)
         made = made_class_pictures(config)
         self.mixed = None
         if made is not None or data.balance_by is not None:
@@ -134,7 +134,8 @@ class DecoderStage:
 
     def _sizes(self, *, reads_text: bool) -> dict[str, int]:
         """The sizes that the embeddings give a network."""
-        val = read_embeddings(self.config.data.embeddings, "val", encodings=reads_text)
+        data = self.config.data
+        val = read_embeddings(data.embeddings, data.validate_split, encodings=reads_text)
         width = {"text_width": val.text_encodings.shape[2]} if reads_text else {}
         return {"image_embed_dim": val.image_embed.shape[1], **width}
 

@@ -20,6 +20,8 @@ class PriorDataConfig(Config):
     """The shards that were embedded; with them, previews show the real logos nearest to a guess."""
     validate_samples: int = Field(default=256, ge=2)
     """Rows of the validation split that figures are measured on, at most."""
+    validate_split: Literal["val", "train"] = "val"
+    """What figures are measured on; "train" for a handful of pictures of which none is held out."""
     balance_by: Literal["group", "caption"] | None = None
     """Draw every group or caption of `shards` equally often, however many pictures it has; null: all rows."""
 

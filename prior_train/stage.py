@@ -68,10 +68,10 @@ class PriorStage:
             self.mixed = SubjectRows(self.train, reads_text, made, config)
         if len(self.val.ids) < 2:
             raise DataError(
-                f"{data.embeddings}: holds {len(self.val.ids)} row in val, expected 2 or more to tell "
-                "pictures apart; pack a larger val share and embed again."
+                f"{data.embeddings}: holds {len(self.val.ids)} row in {data.validate_split}, expected 2 or more "
+                "to tell pictures apart; pack a larger val share and embed again."
             )
-        self._pictures = None if data.shards is None else open_pictures(data.shards, "val", 64)
+        self._pictures = None if data.shards is None else open_pictures(data.shards, data.validate_split, 64)
         self._picture_of = {} if self._pictures is None else _joined(self._pictures, self.val, config)
 
     def _starting_model(self) -> tuple[PriorFamily, str]:
@@ -107,7 +107,8 @@ class PriorStage:
 
     def _sizes(self, reads_text: bool) -> dict[str, int]:
         """The sizes that the embeddings give a network; what is validated is read for them."""
-        self.val = read_embeddings(self.config.data.embeddings, "val", encodings=reads_text)
+        data = self.config.data
+        self.val = read_embeddings(data.embeddings, data.validate_split, encodings=reads_text)
         width = {"text_width": self.val.text_encodings.shape[2]} if reads_text else {}
         return {"image_embed_dim": self.val.image_embed.shape[1], **width}
 

@@ -205,3 +205,12 @@ def test_drawings_that_copy_end_the_run_and_the_best_before_is_exported(
     assert "val/uncopied_loss" in rows[1]
     assert "val/uncopied_loss" not in rows[2]
     assert rows[2]["val/copy_pixels"] < rows[2]["val/copy_pixels_real"]
+
+
+def test_a_handful_of_pictures_may_be_judged_by_themselves(configured: Configured) -> None:
+    values = configured(preserve=False, validate_split="train")
+    stage = staged(values)
+    assert stage.val.pictures.ids == stage.train.pictures.ids
+    values["stop"] = {"drawings": 4}
+    with pytest.raises(ConfigError, match=r"stop\.drawings"):
+        staged(values)
