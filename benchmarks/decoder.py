@@ -23,21 +23,20 @@ import contextlib
 import functools
 import io
 import itertools
+import statistics
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 from benchmarks.clip_pairs import PLACE as PAIRS_PLACE
 from benchmarks.clip_pairs import drawn
-from benchmarks.harness import Case, Step
+from benchmarks.harness import Case, Figures, Step
+from benchmarks.peaks import Precision, share_of_peak
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from crest.models.decoder import Decoder
     from crest.world import World
     from decoder_train.data import DecoderBatch
     from decoder_train.stage import DecoderStage
@@ -48,8 +47,6 @@ EMBED_DIM: Final = 512
 ROUNDS: Final = 7
 DRAWN, STEPS, COND_SCALE = 4, 4, 2.0
 """Pictures, denoising steps and guidance of a drawing."""
-LIMIT: Final = 1e-5
-"""Of the distance between both gradients, over their length."""
 SPEC: Final[Mapping[str, Any]] = {
     "side_px": 64,
     "text_width": None,
@@ -77,7 +74,6 @@ SHARED: Final = (
     "init_cross_embed",
 )
 """What upstream's Unet takes by the same name."""
-Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -119,14 +115,33 @@ def cases() -> list[Case]:
     def ours(precision: Precision, **settings: bool) -> Step:
         return crest_step(whole(), precision, **settings)
 
+    def share(precision: Precision) -> Figures:
+        return share_of_peak("convolution", precision)
+
     return [
-        Case("decoder_exact", {**upstream, "crest": partial(ours, "fp32", proven=True)}, rounds=ROUNDS),
-        Case("decoder_bf16", {**upstream, "crest": partial(ours, "bf16", compiled=True)}, rounds=ROUNDS),
-        Case("decoder_bf16_eager", {**upstream, "crest": partial(ours, "bf16")}, rounds=ROUNDS),
+        Case(
+            "decoder_exact",
+            {**upstream, "crest": partial(ours, "fp32", proven=True)},
+            rounds=ROUNDS,
+            figures=share("fp32"),
+        ),
+        Case(
+            "decoder_bf16",
+            {**upstream, "crest": partial(ours, "bf16", compiled=True)},
+            rounds=ROUNDS,
+            figures=share("bf16"),
+        ),
+        Case(
+            "decoder_bf16_eager",
+            {**upstream, "crest": partial(ours, "bf16")},
+            rounds=ROUNDS,
+            figures=share("bf16"),
+        ),
         Case(
             "decoder_sample_step",
             {"upstream": lambda: upstream_drawing(whole()), "crest": lambda: crest_drawing(whole(), "bf16")},
             rounds=ROUNDS,
+            figures=share("bf16"),
         ),
         Case(
             "decoder_data_share",
@@ -139,8 +154,15 @@ def cases() -> list[Case]:
             memory=False,
             rounds=ROUNDS,
             repeats={"crest": 10},
+            figures=shares_of_a_step,
         ),
     ]
+
+
+def shares_of_a_step(steps: Mapping[str, Step], times: Mapping[str, Sequence[float]]) -> Mapping[str, float]:
+    """What reading takes of our step, and what CLIP in the loop would take of upstream's way to feed it."""
+    step, read, clip = (statistics.median(times[name]) for name in ("step", "crest", "clip"))
+    return {"data_share": round(read / step, 5), "clip_share": round(clip / (step + clip), 4)}
 
 
 @functools.cache
@@ -193,6 +215,8 @@ def crest_step(setup: Setup, precision: Precision, *, compiled: bool = False, pr
     from crest.train_step import Trained, train_step
 
     if proven:
+        from benchmarks.decoder_proof import proof
+
         print(f"decoder: gradients differ by {proof(setup):.1e} of their length", file=sys.stderr)
     stage, world = setup.stage_and_world(precision, compiled=compiled)
     plain, run, optim = stage.model(), stage.config.run, stage.config.optim
@@ -273,60 +297,6 @@ def upstream_step(setup: Setup) -> Step:
         return loss
 
     return step
-
-
-def proof(setup: Setup) -> float:
-    """Distance between both sides' gradients of one batch in fp32, over the length of upstream's.
-
-    Raises:
-        AssertionError: it is more than LIMIT.
-    """
-    import torch
-
-    from crest.world import keep_freed_memory
-
-    keep_freed_memory()
-    upstream = upstream_decoder(setup)
-    stage, _ = setup.stage_and_world("fp32")
-    ours: Any = stage.model()
-    unet = upstream.unets[0]
-    # the last convolution starts at zero, and would hide every gradient behind it
-    torch.nn.init.normal_(unet.to_out.weight, std=0.02)
-    ours.unet.load_state_dict(unet.state_dict())
-    batch = setup.ready_batches(1)[0]
-    t, noise = torch.arange(len(batch.images)) * 120 + 7, torch.randn_like(batch.images)
-    theirs = _gradient(unet, _upstream_loss(upstream, batch, t, noise))
-    difference = (_gradient(ours.unet, _our_loss(ours, batch, t, noise)) - theirs).norm() / theirs.norm()
-    assert float(difference) <= LIMIT, f"gradients differ by {float(difference):.1e} of their length"
-    return float(difference)
-
-
-def _upstream_loss(decoder: Any, batch: DecoderBatch, t: Tensor, noise: Tensor) -> Tensor:
-    import torch
-
-    torch.set_float32_matmul_precision("highest")
-    x_t = decoder.noise_schedulers[0].q_sample(batch.images * 2 - 1, t=t, noise=noise)
-    error: Tensor = (decoder.unets[0](x_t, t, image_embed=batch.image_embed) - noise).square().mean()
-    return error
-
-
-def _our_loss(decoder: Decoder, batch: DecoderBatch, t: Tensor, noise: Tensor) -> Tensor:
-    import torch
-
-    from crest.diffusion.noise_schedule import add_noise
-
-    torch.set_float32_matmul_precision("medium")
-    x_t = add_noise(decoder.noise_schedule, batch.images * 2 - 1, noise, t)
-    keep = torch.ones(len(t), dtype=torch.bool)
-    error: Tensor = (decoder(x_t, t, batch.image_embed, None, keep, keep) - noise).square().mean()
-    return error
-
-
-def _gradient(network: nn.Module, loss: Tensor) -> Tensor:
-    import torch
-
-    weights = [weight for name, weight in network.named_parameters() if not name.startswith("null_")]
-    return torch.cat([part.flatten() for part in torch.autograd.grad(loss, weights)])
 
 
 def upstream_drawing(setup: Setup) -> Step:

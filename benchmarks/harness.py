@@ -22,6 +22,7 @@ from typing import Any
 from crest.records import write_json
 
 Step = Callable[[], object]
+Figures = Callable[[Mapping[str, Step], Mapping[str, Sequence[float]]], Mapping[str, float]]
 OUT = Path("out/bench")
 ALONE_STEPS = 3
 """Steps after which a process that trains has reached its peak memory."""
@@ -44,6 +45,8 @@ class Case:
     rounds: int = 7
     repeats: Mapping[str, int] = field(default_factory=dict)
     """variant -> how often it runs within a round, where one run is too short to be timed (else once)"""
+    figures: Figures | None = None
+    """what else to tell, of the steps and their seconds, after they were timed; see benchmarks/peaks.py"""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ class Result:
     seconds: Mapping[str, Sequence[float]]
     """variant -> one time a round"""
     peak_mb: Mapping[str, float]
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """what else the case tells"""
 
     @property
     def ratios(self) -> list[float]:
@@ -114,7 +119,8 @@ def measure(what: str, case: Case) -> Result:
     steps = {name: build() for name, build in case.variants.items()}
     for step in steps.values():
         step()
-    return Result(case, interleave(steps, case.rounds, repeats=case.repeats), peak_mb)
+    seconds = interleave(steps, case.rounds, repeats=case.repeats)
+    return Result(case, seconds, peak_mb, case.figures(steps, seconds) if case.figures else {})
 
 
 def peak_alone_mb(what: str, case: str, variant: str) -> float:
@@ -179,6 +185,8 @@ def report(results: Sequence[Result], around: Mapping[str, Any]) -> dict[str, An
             flat[f"seconds.{name}.{variant}"] = round(statistics.median(seconds), 5)
         for variant, peak in result.peak_mb.items():
             flat[f"peak_mb.{name}.{variant}"] = round(peak, 1)
+        for figure, value in result.figures.items():
+            flat[f"{figure}.{name}"] = value
         flat[f"rounds.{name}"] = result.case.rounds
     return {**flat, **around}
 
@@ -203,6 +211,10 @@ def table(results: Sequence[Result]) -> str:
             f"{result.spread:.2f}",
         ]
         rows.append(f"| {' | '.join([*cells, *peaks])} |")
+    for result in results:
+        if result.figures:
+            told = ", ".join(f"{figure} {value:g}" for figure, value in result.figures.items())
+            rows.append(f"\n{result.case.name}: {told}")
     return "\n".join(rows)
 
 

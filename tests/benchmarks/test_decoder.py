@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import decoder
+from benchmarks import decoder, decoder_proof
 from benchmarks.__main__ import cases_of
 from benchmarks.decoder import SPEC, Setup
+from benchmarks.peaks import Precision
 from crest.models.decoder import Decoder
 from crest.models.decoder_spec import DecoderSpec
 
@@ -20,31 +21,29 @@ def setup(tiny_world: Any) -> Setup:
 
 
 def test_both_sides_have_the_same_weights_and_the_same_gradient(setup: Setup) -> None:
-    assert 0 < decoder.proof(setup) <= decoder.LIMIT
+    assert 0 < decoder_proof.proof(setup) <= decoder_proof.LIMIT
+    model: Any = setup.stage_and_world("fp32")[0].model()
     ours, theirs = (
         {name: weight.shape for name, weight in network.named_parameters()}
-        for network in (
-            setup.stage_and_world("fp32")[0].model().unet,
-            decoder.upstream_decoder(setup).unets[0],
-        )
+        for network in (model.unet, decoder.upstream_decoder(setup).unets[0])
     )
     assert ours == theirs
 
 
 def test_a_gradient_that_is_not_the_same_is_told(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = decoder._our_loss
-    monkeypatch.setattr(decoder, "_our_loss", lambda *told: whole(*told) * 1.0001)
+    whole = decoder_proof._our_loss
+    monkeypatch.setattr(decoder_proof, "_our_loss", lambda *told: whole(*told) * 1.0001)
     with pytest.raises(AssertionError, match=r"gradients differ by 1\.0e-04 of their length"):
-        decoder.proof(setup)
+        decoder_proof.proof(setup)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_both_sides_learn(setup: Setup, precision: decoder.Precision) -> None:
+def test_both_sides_learn(setup: Setup, precision: Precision) -> None:
     step: Any = decoder.crest_step(setup, precision)
     step()
     state = step()
     assert state.step == 2
-    assert 0 < float(state.model.unet.to_out.weight.abs().max()) < 1e-3  # it starts at zero
+    assert 0 < float(state.model.unet.to_out.weight.detach().abs().max()) < 1e-3  # it starts at zero
     theirs: Any = decoder.upstream_step(setup)
     assert all(0 < theirs() < 10 for _ in range(2))
 
@@ -68,3 +67,8 @@ def test_the_whole_setup_is_the_one_that_speed_is_claimed_for() -> None:
     assert weights == pytest.approx(15.3e6, rel=0.002)
     names = [case.name for case in cases_of("decoder")]
     assert {"decoder_exact", "decoder_bf16", "decoder_sample_step", "decoder_data_share"} <= set(names)
+
+
+def test_shares_are_of_one_step() -> None:
+    times = {"step": [2.0, 4.0, 3.0], "crest": [0.03], "clip": [1.0]}
+    assert decoder.shares_of_a_step({}, times) == {"data_share": 0.01, "clip_share": 0.25}
