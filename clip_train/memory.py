@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from clip_train.data import ClipBatch
 from crest.errors import RunError
+from crest.memory import free_bytes
 from crest.models.clip import ClipModel
 from crest.world import World
 
@@ -74,29 +74,3 @@ def activation_bytes(model: ClipModel, batch: ClipBatch, count: int, world: Worl
     for name, value in model.named_buffers():
         value.copy_(learnt[name])
     return sum(kept.values())
-
-
-def free_bytes(device: torch.device) -> int:
-    """Bytes that this process may still take on a device."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    free = None
-    for line in _lines(Path("/proc/meminfo")):
-        if line.startswith("MemAvailable:"):
-            free = int(line.split()[1]) * 1024
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        found, taken = _lines(Path(limit)), _lines(Path(used))
-        if found and taken and found[0].isdigit():
-            room = int(found[0]) - int(taken[0])
-            free = room if free is None else min(free, room)
-    return 1 << 62 if free is None else max(free, 0)  # a system that does not tell
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="ascii").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return []

@@ -261,6 +261,7 @@ def run_command(
     main: Callable[[C], None],
     *,
     check: Callable[[C], None] | None = None,
+    plan: Callable[[C], None] | None = None,
     default_config: str | None = None,
     argv: Sequence[str] | None = None,
     switches: Mapping[str, str] = MappingProxyType({}),
@@ -272,6 +273,7 @@ def run_command(
         config_class: what the config file must hold.
         main: does the work; imports what is heavy inside.
         check: looks whether the inputs exist, for `--dry-run`; called before `main` too.
+        plan: prints what the work would take, for `--dry-run`.
         default_config: used when `--config` is absent.
         argv: the words after the command; None takes those it was started with.
         switches: further flags without a value -> the setting that each is short for.
@@ -293,7 +295,7 @@ def run_command(
     for flag, setting in switches.items():
         add(flag, dest="set", action="append_const", const=setting, help=f"short for --set {setting}")
     arguments = parser.parse_args(argv)
-    return guarded(lambda: _run(config_class, arguments, main, check))
+    return guarded(lambda: _run(config_class, arguments, main, check, plan))
 
 
 def _run(
@@ -301,6 +303,7 @@ def _run(
     arguments: argparse.Namespace,
     main: Callable[[C], None],
     check: Callable[[C], None] | None,
+    plan: Callable[[C], None] | None,
 ) -> None:
     config = load_config(config_class, Path(arguments.config), arguments.set)
     if arguments.dry_run:
@@ -309,6 +312,8 @@ def _run(
         check(config)
     if not arguments.dry_run:
         main(config)
+    elif plan is not None:
+        plan(config)
 
 
 def guarded(work: Callable[[], None]) -> int:

@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from crest.config import OptimConfig
+from crest.config import MovingConfig, OptimConfig
 from crest.errors import ConfigError
 
 EXTRA: Final = "8bit"
@@ -45,7 +45,7 @@ def build_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimiz
     return torch.optim.AdamW(ordered, lr=optim.lr, betas=optim.betas, fused=True)
 
 
-def optimizer_bytes(weight: Tensor, optim: OptimConfig) -> int:
+def optimizer_bytes(weight: Tensor, optim: MovingConfig) -> int:
     """Bytes that the optimizer keeps for one weight that learns."""
     numbers = weight.numel()
     if optim.optimizer == "adamw_8bit" and numbers >= SMALL:

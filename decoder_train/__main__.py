@@ -16,6 +16,13 @@ def check(config: DecoderTrainConfig) -> None:
     read_manifest(config.data.embeddings, "embeddings", "python -m clip_train.embed (make embed)")
 
 
+def plan(config: DecoderTrainConfig) -> None:
+    """Print how much memory it takes, and what to change where that does not fit."""
+    from decoder_train.plan import show_plan
+
+    show_plan(config)
+
+
 def main(config: DecoderTrainConfig) -> None:
     """Train, or go on."""
     from crest.loop import fit
@@ -43,4 +50,4 @@ def main(config: DecoderTrainConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command("decoder_train", DecoderTrainConfig, main, check=check))
+    sys.exit(run_command("decoder_train", DecoderTrainConfig, main, check=check, plan=plan))

@@ -17,6 +17,13 @@ def check(config: PriorTrainConfig) -> None:
         read_manifest(config.data.shards, "shards", "python -m scraper.pack (make shards)")
 
 
+def plan(config: PriorTrainConfig) -> None:
+    """Print how much memory it takes, and what to change where that does not fit."""
+    from prior_train.plan import show_plan
+
+    show_plan(config)
+
+
 def main(config: PriorTrainConfig) -> None:
     """Train, or go on."""
     from crest.loop import fit
@@ -38,4 +45,4 @@ def main(config: PriorTrainConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command("prior_train", PriorTrainConfig, main, check=check))
+    sys.exit(run_command("prior_train", PriorTrainConfig, main, check=check, plan=plan))
