@@ -68,8 +68,8 @@ class PriorStage:
             self.mixed = SubjectRows(self.train, reads_text, made, config)
         if len(self.val.ids) < 2:
             raise DataError(
-                f"{data.embeddings}: holds {len(self.val.ids)} row in {data.validate_split}, expected 2 or more "
-                "to tell pictures apart; pack a larger val share and embed again."
+                f"{data.embeddings}: holds {len(self.val.ids)} row in {data.validate_split}, expected 2 "
+                "or more to tell pictures apart; pack a larger val share and embed again."
             )
         self._pictures = None if data.shards is None else open_pictures(data.shards, data.validate_split, 64)
         self._picture_of = {} if self._pictures is None else _joined(self._pictures, self.val, config)
