@@ -3,6 +3,10 @@
 What it leaves out is what would be computed twice or thrown away: tokens that are the same for every
 picture are run once, the last layer runs for its one wanted token, a drawing runs its text once for all its
 timesteps. Conditions are dropped by masks: a function of the sample and not of a global random state.
+
+Products of a training step of 512 x 6, 64 rows, 77 tokens of text: 721 GFLOP in the library; here 40 without
+text encodings, 597 with them, less what rows without their text share. A guided timestep of 8 draws: 60 GFLOP
+in the library, 1.1 here.
 """
 
 from __future__ import annotations

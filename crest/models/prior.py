@@ -189,14 +189,10 @@ def sample_image_embed(
         [torch.randn(candidates, dim, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     )
     noise = noise.view(b * candidates, dim).to(device)
-    told, image_keep, guides = _told(prior, text, candidates, cond_scale != 1.0)
+    predict = guided_prediction(prior, text, candidates=candidates, cond_scale=cond_scale)
 
     def denoise(x_t: Tensor, t: Tensor, self_cond: Tensor | None = None) -> Tensor:
-        guess = None if self_cond is None else torch.cat((self_cond, self_cond[:guides]))
-        both = prior.step(told, torch.cat((x_t, x_t[:guides])), t[:1], image_keep, self_cond=guess)
-        predicted, without = both[: len(x_t)], both[len(x_t) :]
-        if guides:
-            predicted = without + (predicted - without) * cond_scale
+        predicted = predict(x_t, t, self_cond)
         x_start = to_x_start(spec.prediction, predicted, x_t, schedule.alpha(t, 2), schedule.sigma(t, 2))
         return F.normalize(x_start, dim=-1) * spec.scale if spec.clamp_sampled else x_start
 
@@ -207,12 +203,13 @@ def sample_image_embed(
     return drawn[torch.arange(b, device=device), nearest]
 
 
-def _told(prior: Prior, text: TextFeatures, candidates: int, guided: bool) -> tuple[PriorPrefix, Tensor, int]:
-    """What no timestep changes: the text, run once, and rows that show none of it after those that do.
+def guided_prediction(
+    prior: Prior, text: TextFeatures, *, candidates: int, cond_scale: float
+) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    """What a draw asks at each timestep; the text is run here, once for all of them.
 
     Returns:
-        the text of B * candidates rows, then of those that guide; for each, whether it sees its x_t; how many
-        guide: one for all where they would see nothing that tells them apart.
+        a function of x_t (B * candidates, D), t (B * candidates,) all the same, and the guess before or None.
     """
     spec, net = prior.spec, prior.net
     b, device = len(text.text_embed), text.text_embed.device
@@ -220,14 +217,22 @@ def _told(prior: Prior, text: TextFeatures, candidates: int, guided: bool) -> tu
     words = prior.project_text(text.text_encodings) if spec.text_encodings else None
     told = prior_prefix(net, text.text_embed * spec.text_scale, words, keep, arithmetic=spec.arithmetic)
     told = told.rows(torch.arange(b, device=device).repeat_interleave(candidates))
+    # rows without text come after those with it: one, where nothing would tell them apart
     rows = b * candidates
-    guides = 0 if not guided else 1 if spec.saw_dropped_images and not spec.self_cond else rows
+    guides = 0 if cond_scale == 1.0 else 1 if spec.saw_dropped_images and not spec.self_cond else rows
     if guides:
         nothing = prior_prefix(net, text.text_embed[:1], None, ~keep[:1], arithmetic=spec.arithmetic)
         told = told.and_also(nothing.rows(torch.zeros(guides, dtype=torch.long, device=device)))
     image_keep = torch.ones(rows + guides, dtype=torch.bool, device=device)
     image_keep[rows:] = not spec.saw_dropped_images
-    return told, image_keep, guides
+
+    def predict(x_t: Tensor, t: Tensor, self_cond: Tensor | None) -> Tensor:
+        guess = None if self_cond is None else torch.cat((self_cond, self_cond[:guides]))
+        both = prior.step(told, torch.cat((x_t, x_t[:guides])), t[:1], image_keep, self_cond=guess)
+        predicted, without = both[:rows], both[rows:]
+        return without + (predicted - without) * cond_scale if guides else predicted
+
+    return predict
 
 
 def load_prior(place: str | Path) -> tuple[Prior, str, dict[str, Any]]:
