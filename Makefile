@@ -103,7 +103,7 @@ survey: $(STAMP) ## export a survey page for people to vote on (survey.json)
 stock: $(STAMP) ## train the stock weights of crest/stock from nothing (under two hours on two cores)
 	$(PY) -m demo.stock $(ARGS)
 
-bench: $(STAMP) ## measure against the upstream code, WHAT="demo startup data clip" (CASE=name for one) -> out/bench/<what>.json
+bench: $(STAMP) ## measure against the upstream code, WHAT="demo startup data clip prior decoder" (CASE=name for one) -> out/bench/<what>.json
 	$(PY) -m benchmarks $(WHAT) $(foreach case,$(CASE),--case $(case))
 
 test: $(STAMP) ## the tests: offline, on the CPU, under three minutes; ARGS="-m slow" for the slow ones

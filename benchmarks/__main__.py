@@ -11,7 +11,7 @@ from benchmarks.harness import Case, run
 from crest.config import guarded
 from crest.errors import ConfigError
 
-BENCHMARKS = ("clip", "data", "decoder", "demo", "startup")
+BENCHMARKS = ("clip", "data", "decoder", "demo", "prior", "startup")
 
 
 def cases_of(what: str, only: Sequence[str] | None = None) -> Sequence[Case]:

@@ -114,7 +114,9 @@ def test_quartiles_of_known_values() -> None:
 
 
 def test_unknown_benchmark_is_refused_before_any_is_run(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ConfigError, match="there is no prio, expected one of clip, data, decoder, demo, startup"):
+    with pytest.raises(
+        ConfigError, match="there is no prio, expected one of clip, data, decoder, demo, prior, "
+    ):
         command.cases_of("prio")
     with pytest.raises(ConfigError, match=r"data has no case read_crops, expected one of .*read_crop"):
         command.cases_of("data", ["read_crops"])
