@@ -213,10 +213,36 @@ def measure(drawn: Mapping[str, Floats], asked: Sequence[Any]) -> dict[str, floa
         figures[f"{club}.in_class"] = float((apart["class"] < limit).mean())
     shares = Judge(SIDE_PX).score(drawn["class"].transpose(0, 2, 3, 1), asked)
     figures |= {f"class.{name}": shares[name] for name in ("exact", "shape", "field_colour", "charge")}
+    figures |= found_shares(drawn["class"], asked)
     between = distances(seen_small(drawn["class"]), seen_small(drawn["class"]))
     count = len(between)
     figures["class.variety"] = float(between.sum() / (count * (count - 1)))
     return figures
+
+
+def found_shares(drawn: Floats, asked: Sequence[Any]) -> dict[str, float]:
+    """Whether a drawing is nearest to its own, of all pictures asked for, in the reference CLIP's space.
+
+    Args:
+        drawn: (N, 3, H, W) of the prompts that ask for `asked`, which are drawn by rule to compare.
+    """
+    import torch
+
+    from crest.images import to_array, to_float
+    from crest.models.clip import load_clip
+    from demo.heraldry import Layout
+    from demo.heraldry import draw as draw_by_rule
+
+    layout = Layout(width=0.73, height=0.73, charge_scale=0.46, outline_width=0.02, outline_colour="gray")
+    true = np.stack([to_float(to_array(draw_by_rule(one, layout, SIDE_PX))) for one in asked])
+    clip = load_clip("stock/reference_clip")
+    ours, theirs = (clip.encode_image(torch.from_numpy(pictures)) for pictures in (drawn, true))
+    similarity = (ours @ theirs.T).numpy()
+    own = similarity.diagonal()
+    return {
+        "class.found": float((similarity.argmax(axis=1) == np.arange(len(own))).mean()),
+        "class.cosine": float(own.mean()),
+    }
 
 
 def club_pictures(club: str, poses: range | None = None) -> Floats:
