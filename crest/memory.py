@@ -21,14 +21,14 @@ from crest.ledger import pretence, pretend
 from crest.optimizers import SMALL, optimizer_bytes
 
 GAPS: Final = 1.17
-"""Resident memory of a CPU over that of its tensors: gaps in the heap and what kernels take for themselves
-(`python -m benchmarks.memory` has what was measured)."""
+"""Resident memory of a CPU over that of its tensors: gaps in the heap and what kernels take for themselves.
+One factor fitted to ten runs that spread from 1.08 to 1.28, no law; docs/decisions.md has the rest."""
 CUDA_WORKSPACE_BYTES: Final = 1 << 23
-"""What cuBLAS asks torch for, once."""
+"""What cuBLAS asks torch for, once. Assumed, not measured: no GPU was at hand."""
 CONTEXT_BYTES: Final = 600_000_000
-"""What CUDA and its libraries take of a device before the first tensor."""
+"""What CUDA and its libraries take of a device before the first tensor. Assumed, not measured."""
 SHARE: Final = 0.95
-"""Of the rest, what tensors can fill: there are gaps between them."""
+"""Of the rest, what tensors can fill: there are gaps between them. Assumed, not measured."""
 MANY: Final = 10_000_000
 """Numbers from which on millions are told."""
 T = TypeVar("T")
