@@ -72,18 +72,21 @@ def gflop(step: Step) -> float:
     return float(counter.get_total_flops()) / 1e9
 
 
-def share_of_peak(kind: Kind, precision: Precision, *, device: str = "cpu", seconds: float = 1.0) -> Figures:
+def share_of_peak(
+    kind: Kind, precision: Precision, *, counted: int = 1, device: str = "cpu", seconds: float = 1.0
+) -> Figures:
     """Figures of a case: work of our step, how fast it was done, the peak just now, and the share of it.
 
     Args:
         kind: what the step is mostly made of.
         precision: of its products.
+        counted: steps whose work is counted and averaged, where steps differ.
         device: "cpu" or "cuda".
         seconds: how long the peak is looked for.
     """
 
     def figures(steps: Mapping[str, Step], times: Mapping[str, Sequence[float]]) -> dict[str, float]:
-        work = gflop(steps["crest"])
+        work = statistics.fmean(gflop(steps["crest"]) for _ in range(counted))
         speed, peak = work / statistics.median(times["crest"]), peak_gflops(kind, precision, device, seconds)
         return {
             "gflop": round(work, 3),

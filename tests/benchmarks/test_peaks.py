@@ -32,6 +32,15 @@ def test_a_share_is_the_works_speed_over_the_peak(monkeypatch: pytest.MonkeyPatc
     assert found == {"gflop": 2.0, "gflops": 20.0, "peak_gflops_bf16_product": 100.0, "share_of_peak": 0.2}
 
 
+def test_the_work_of_steps_that_differ_is_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peaks, "peak_gflops", lambda *_: 100.0)
+    widths = iter((1000, 2000))
+    square = torch.ones(1000, 1000)
+    tell = peaks.share_of_peak("product", "fp32", counted=2)
+    found = tell({"crest": lambda: square @ torch.ones(1000, next(widths))}, {"crest": [0.03]})
+    assert (found["gflop"], found["share_of_peak"]) == (3.0, 1.0)
+
+
 def test_a_cases_figures_are_in_its_report_and_its_table() -> None:
     case = Case(
         "toy",

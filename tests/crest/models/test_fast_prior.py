@@ -181,6 +181,32 @@ def test_feed_forward_in_slabs_is_the_librarys(norm: bool, frozen: bool) -> None
     assert_same_gradients(module, ours, theirs, {"x": x})
 
 
+def test_slabs_in_bfloat16_add_up() -> None:
+    module = stirred(FeedForward(D, mult=4))
+    x = torch.randn(11, D, generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for slab in (2 * 48 * 4, 1 << 20):
+        with torch.autocast("cpu", torch.bfloat16):
+            out = feed_forward(module, x, slab_values=slab)
+        gradients.append(torch.autograd.grad(out.square().sum(), list(module.parameters())))
+    for name, found, wanted in zip(("norm", "first", "second"), *gradients, strict=True):
+        assert float((found - wanted).norm()) < 0.01 * float(wanted.norm()), name
+
+
+def test_checkpointing_keeps_less_for_the_way_back() -> None:
+    net, keep = network(depth=4), torch.ones(B, dtype=torch.bool)
+    inputs, kept = inputs_of(net), []
+    for checkpointing in (False, True):
+        sizes: list[int] = []
+        hooks = torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor, sizes=sizes: sizes.append(tensor.numel()) or tensor, lambda tensor: tensor
+        )
+        with hooks:
+            ours_of(net, inputs, keep, keep, checkpointing=checkpointing)
+        kept.append(sum(sizes))
+    assert kept[1] < 0.3 * kept[0]
+
+
 def test_bfloat16_stays_near() -> None:
     net, keep = network(depth=2), torch.ones(B, dtype=torch.bool)
     for words in (True, False):

@@ -254,6 +254,25 @@ def test_a_self_conditioned_draw_is_shown_its_last_guess() -> None:
     assert not torch.allclose(found, blind, atol=1e-3)
 
 
+def test_guidance_and_self_conditioning_meet() -> None:
+    """A guess that saw nothing else saw the guess before, which is each row's own."""
+    prior, text = prior_of(self_cond=True, saw_dropped_images=True), text_of()
+    keep = torch.ones(B, dtype=torch.bool)
+
+    def denoise(x_t: Tensor, t: Tensor, guess: Tensor | None = None) -> Tensor:
+        told, untold = (
+            prior(x_t, t, text.text_embed, text.text_encodings, seen, seen, self_cond=guess)
+            for seen in (keep, ~keep)
+        )
+        return F.normalize(untold + 2.0 * (told - untold), dim=1) * D**0.5
+
+    noise = torch.cat([torch.randn(1, D, generator=torch.Generator().manual_seed(seed)) for seed in range(B)])
+    with torch.no_grad():
+        expected = F.normalize(ddim(denoise, noise, prior.noise_schedule, 4, self_cond=True), dim=1)
+    found = sample_image_embed(prior, text, seeds=range(B), cond_scale=2.0, steps=4, candidates=1)
+    assert torch.allclose(found, expected, atol=5e-5)
+
+
 def test_a_draw_is_only_kept_at_its_length_where_the_spec_says_so() -> None:
     kept, free = (
         sample_image_embed(prior_of(clamp_sampled=clamped), text_of(), seeds=range(B), **SETTINGS)
