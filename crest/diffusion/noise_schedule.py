@@ -51,7 +51,7 @@ class NoiseSchedule:
         self.alpha_bar = torch.cumprod(1 - _betas(name, timesteps), dim=0)
         if log_snr_shift:
             self.alpha_bar = torch.sigmoid(torch.logit(self.alpha_bar) + log_snr_shift)
-        before = torch.cat((torch.ones(1, dtype=torch.float64), self.alpha_bar[:-1]))
+        before = torch.cat((self.alpha_bar.new_ones(1), self.alpha_bar[:-1]))
         one_back = _posterior(self.alpha_bar, before)
         tables = {
             "alpha": self.alpha_bar.sqrt(),
