@@ -1,6 +1,7 @@
 """Every config that ships loads, its editor schema is fresh, and the folders hold what make asks for."""
 
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -88,8 +89,14 @@ def test_demo_has_a_config_for_every_target() -> None:
 
 def dry_make(*words: str) -> list[str]:
     """The commands that make would run for the stages, .venv taken as built."""
+    outer = ("MAKEFLAGS", "MAKEOVERRIDES", "ARGS")  # of the `make test` that runs this
     ran = subprocess.run(
-        ["make", "-n", "-o", ".venv/.installed", *words], cwd=ROOT, capture_output=True, text=True, check=True
+        ["make", "-n", "-o", ".venv/.installed", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={name: value for name, value in os.environ.items() if name not in outer},
     )
     return [" ".join(line.split()) for line in ran.stdout.splitlines() if " -m " in line]
 

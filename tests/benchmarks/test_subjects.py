@@ -1,6 +1,7 @@
 """The benchmark of subjects knows a club when it sees one, and the classes by the judge."""
 
 import numpy as np
+import pytest
 
 from benchmarks.subjects import class_prompts, club_pictures, measure
 from crest.images import to_array, to_float
@@ -15,6 +16,7 @@ def drawn_class(count: int) -> tuple[np.ndarray, list[object]]:
     ]
 
 
+@pytest.mark.slow
 def test_a_club_is_recognised_and_the_other_one_is_not() -> None:
     pictures, asked = drawn_class(8)
     right = {

@@ -252,7 +252,7 @@ def test_views_do_not_depend_on_batches_and_change_with_the_seed(
     assert not torch.allclose(views(seed=1), first, atol=2e-3)
 
 
-def test_prior_and_decoder_read_view_0_of_a_folder_with_views(
+def test_the_prior_learns_from_all_views_and_the_decoder_from_view_0(
     tiny_world: Any, tmp_path: Path, command: Callable[..., int], config: dict[str, Any]
 ) -> None:
     for views in (1, 2):
@@ -265,7 +265,7 @@ def test_prior_and_decoder_read_view_0_of_a_folder_with_views(
             changed = tiny_world.config(room, run, data__embeddings=tmp_path / f"views-{views}")
             assert command(room, changed, tmp_path) == 0
             hashes.append(read_json(run / "weights.json")["sha256"])
-        assert hashes[0] == hashes[1]
+        assert (hashes[0] == hashes[1]) is (room == "decoder_train")
 
 
 def test_reading_ahead_keeps_order_and_hands_errors_on() -> None:
