@@ -68,8 +68,12 @@ class BytePairs(SimpleTokenizer):  # type: ignore[misc]
     """CLIP's byte pairs, its table whole or shortened."""
 
     def __init__(self, merges: int | None, context_length: int, **options: Any) -> None:
-        table = default_bpe() if merges is None else str(_short_table(merges))
-        super().__init__(bpe_path=table, context_length=context_length, **options)
+        with tempfile.TemporaryDirectory(prefix="crest-bpe-") as folder:
+            table = Path(default_bpe())
+            if merges is not None:
+                table = Path(folder) / MERGES
+                table.write_bytes(_short_table(merges))
+            super().__init__(bpe_path=str(table), context_length=context_length, **options)
         self._merges = merges
 
     def inside(self, tokens: Tensor) -> Tensor:
@@ -84,7 +88,7 @@ class BytePairs(SimpleTokenizer):  # type: ignore[misc]
 
     def files(self) -> dict[str, bytes]:
         """The shortened table; the whole one comes with OpenCLIP."""
-        return {} if self._merges is None else {MERGES: _short_table(self._merges).read_bytes()}
+        return {} if self._merges is None else {MERGES: _short_table(self._merges)}
 
 
 class HubTokenizer:
@@ -174,12 +178,10 @@ class HubTokenizer:
 
 
 @functools.lru_cache(maxsize=8)
-def _short_table(merges: int) -> Path:
+def _short_table(merges: int) -> bytes:
     with gzip.open(default_bpe()) as stream:
         lines = stream.read().decode().split("\n")[: merges + 1]
-    path = Path(tempfile.mkdtemp(prefix="crest-bpe-")) / MERGES
-    path.write_bytes(gzip.compress("\n".join(lines).encode(), mtime=0))
-    return path
+    return gzip.compress("\n".join(lines).encode(), mtime=0)
 
 
 def count_merges(table: Path) -> int:
@@ -194,9 +196,8 @@ def count_merges(table: Path) -> int:
     except (OSError, EOFError, zlib.error):
         found = b""
     merges = found.count(b"\n")
-    with gzip.open(_short_table(merges)) as stream:
-        if stream.read() != found:
-            raise WeightsError(f"{table}: is no beginning of CLIP's own byte-pair table; copy it again.")
+    if gzip.decompress(_short_table(merges)) != found:
+        raise WeightsError(f"{table}: is no beginning of CLIP's own byte-pair table; copy it again.")
     return merges
 
 

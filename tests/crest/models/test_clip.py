@@ -16,6 +16,7 @@ from crest.checkpoint import export_weights
 from crest.errors import WeightsError
 from crest.images import square, to_array
 from crest.models.clip import ClipEncoder, ClipModel, ClipSpec, load_clip, load_pretrained, vocabulary_size
+from crest.models.clip_tokenizers import BytePairs
 
 TEXTS = ["a red shield", "a navy disc with a gold star above it", "", "x" * 200]
 VISION = {"image_size": 16, "patch_size": 8, "layers": 1, "width": 16, "head_width": 8}
@@ -243,3 +244,12 @@ def test_published_weights_that_cannot_be_had_are_refused(
         WeightsError, match=r"(tiny|foreign).*: the weights can't be had \(.*name a local file"
     ):
         load_pretrained(tiny_architecture, place)
+
+
+def test_a_shortened_table_leaves_nothing_in_the_temporary_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    tokens = BytePairs(321, context_length=16)(["a red shield"])
+    assert tokens.shape == (1, 16)
+    assert list(tmp_path.iterdir()) == []
